@@ -1,0 +1,317 @@
+"""The scheme `memory`: LangGraph's `InMemorySaver`, and a metadata store in dictionaries."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from copy import deepcopy
+from datetime import UTC, datetime
+from typing import Any, Literal, TypeVar, Unpack, cast
+
+from langgraph.checkpoint.memory import InMemorySaver
+
+from skeino.errors import (
+    ConfigurationError,
+    RunNotFoundError,
+    ThreadBusyError,
+    ThreadExistsError,
+    ThreadNotFoundError,
+)
+from skeino.persistence.protocol import RunSearch, ThreadSearch
+from skeino.persistence.queries import (
+    Query,
+    checked_error,
+    checked_finish,
+    checked_owner,
+    checked_ttl_change,
+    new_run,
+    new_thread,
+    run_query,
+    thread_query,
+)
+from skeino.persistence.registry import CheckpointerSpec
+from skeino.persistence.rows import (
+    ACTIVE_STATUSES,
+    ANY_OWNER,
+    OwnerFilter,
+    RunError,
+    RunFinish,
+    RunRow,
+    SettledStatus,
+    ThreadRow,
+    ThreadTTL,
+)
+from skeino.persistence.stamping import RunStampMixin
+from skeino.validation import Scalar, validate_json_object, validate_run_id, validate_thread_id
+
+RowT = TypeVar("RowT", ThreadRow, RunRow)
+
+MAX_RUNS = 10_000
+
+
+class StampedInMemorySaver(RunStampMixin, InMemorySaver):
+    """`InMemorySaver`, stamped."""
+
+
+@asynccontextmanager
+async def open_saver(spec: CheckpointerSpec) -> AsyncIterator[StampedInMemorySaver]:
+    """The checkpointer of scheme `memory`."""
+    spec.checked_options(max_runs=(int, MAX_RUNS))
+    yield StampedInMemorySaver()
+
+
+@asynccontextmanager
+async def open_store(spec: CheckpointerSpec) -> AsyncIterator[InMemoryMetadataStore]:
+    """The metadata store of scheme `memory`; option `max_runs`."""
+    yield InMemoryMetadataStore(**spec.checked_options(max_runs=(int, MAX_RUNS)))
+
+
+class InMemoryMetadataStore:
+    """Threads and runs in dictionaries: for tests, demos, and state that may die with the process.
+
+    Args:
+        max_runs: how many runs to keep; beyond it the oldest finished ones are forgotten, and threads with
+            nothing left to say are kept.
+    """
+
+    def __init__(self, *, max_runs: int = MAX_RUNS) -> None:
+        if max_runs < 1:
+            raise ConfigurationError("max_runs must be at least 1.")
+        self._max_runs = max_runs
+        self._threads: dict[str, ThreadRow] = {}
+        self._runs: OrderedDict[str, RunRow] = OrderedDict()  # in the order of their start
+        self._active: dict[str, set[str]] = {}  # thread id → its active runs
+
+    # ── A run's life ─────────────────────────────────────────────────────────────────────────────────────
+
+    async def start_run(
+        self,
+        run_id: str,
+        *,
+        worker_id: str,
+        thread_id: str | None = None,
+        create_thread: bool = True,
+        owner: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        created_at: datetime | None = None,
+    ) -> None:
+        row = new_run(
+            run_id,
+            worker_id=worker_id,
+            thread_id=thread_id,
+            owner=owner,
+            metadata=metadata,
+            kwargs=kwargs,
+            created_at=created_at,
+        )
+        if thread_id is not None:
+            self._refuse_other_owner(thread_id, owner)
+        if run_id in self._runs:
+            return
+        if thread_id is not None and create_thread:
+            self._threads.setdefault(thread_id, new_thread(thread_id, owner=owner, created_at=row["created_at"]))
+            self._active.setdefault(thread_id, set()).add(run_id)
+        else:
+            row["thread_id"] = None
+        self._runs[run_id] = row
+        self._forget_the_oldest()
+
+    async def attach_thread(self, run_id: str, thread_id: str, *, owner: str | None) -> None:
+        thread = new_thread(thread_id, owner=owner)
+        self._refuse_other_owner(thread_id, owner)
+        self._threads.setdefault(thread_id, thread)
+        run = self._runs.get(validate_run_id(run_id))
+        if run is not None and run["thread_id"] is None and run["status"] in ACTIVE_STATUSES:
+            run["thread_id"] = thread_id
+            self._active.setdefault(thread_id, set()).add(run_id)
+
+    async def finish_run(self, finish: RunFinish) -> bool:
+        finish = checked_finish(finish)
+        run = self._runs.get(finish["run_id"])
+        if run is None or run["worker_id"] != finish["worker_id"]:
+            return False
+        if run["status"] not in ACTIVE_STATUSES:
+            return run["status"] == finish["status"] and run["finished_at"] == finish["finished_at"]
+        self._end(run, finish)
+        return True
+
+    async def interrupt_runs(self, worker_id: str, error: RunError) -> int:
+        checked = checked_error(error)
+        now = datetime.now(UTC)
+        mine = [
+            run for run in self._runs.values() if run["worker_id"] == worker_id and run["status"] in ACTIVE_STATUSES
+        ]
+        for run in mine:
+            self._settle(run["thread_id"], run["run_id"], "interrupted", now)
+            run["status"], run["finished_at"], run["error"] = "interrupted", now, checked
+        return len(mine)
+
+    # ── Runs ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def get_run(self, run_id: str, *, owner: OwnerFilter = ANY_OWNER) -> RunRow | None:
+        run = self._runs.get(validate_run_id(run_id))
+        return deepcopy(run) if run is not None and _is_of(run, checked_owner(owner)) else None
+
+    async def search_runs(self, **search: Unpack[RunSearch]) -> list[RunRow]:
+        query = run_query(search)
+        found: Iterable[RunRow] = self._runs.values()
+        if query.thread_id is not None:
+            found = (run for run in found if run["thread_id"] == query.thread_id)
+        return _page(found, query, lambda run: run["run_id"])
+
+    async def update_run(self, run_id: str, *, metadata: Mapping[str, Any], owner: OwnerFilter = ANY_OWNER) -> RunRow:
+        changes = validate_json_object(metadata, "metadata")
+        run = self._runs.get(validate_run_id(run_id))
+        if run is None or not _is_of(run, checked_owner(owner)):
+            raise RunNotFoundError(f"There is no run {run_id}.")
+        run["metadata"] |= changes
+        return deepcopy(run)
+
+    # ── Threads ──────────────────────────────────────────────────────────────────────────────────────────
+
+    async def create_thread(
+        self,
+        thread_id: str,
+        *,
+        owner: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
+        ttl: ThreadTTL | None = None,
+        if_exists: Literal["raise", "do_nothing"] = "raise",
+    ) -> ThreadRow:
+        thread = new_thread(thread_id, owner=owner, metadata=metadata, config=config, ttl=ttl)
+        if thread_id in self._threads:
+            if if_exists == "raise":
+                raise ThreadExistsError(f"There is a thread {thread_id!r} already.")
+            self._refuse_other_owner(thread_id, owner)
+        return self._seen(self._threads.setdefault(thread_id, thread))
+
+    async def get_thread(self, thread_id: str, *, owner: OwnerFilter = ANY_OWNER) -> ThreadRow | None:
+        thread = self._threads.get(validate_thread_id(thread_id))
+        return self._seen(thread) if thread is not None and _is_of(thread, checked_owner(owner)) else None
+
+    async def search_threads(self, **search: Unpack[ThreadSearch]) -> list[ThreadRow]:
+        threads = (self._seen(thread) for thread in self._threads.values())
+        return _page(threads, thread_query(search), lambda thread: thread["thread_id"])
+
+    async def update_thread(
+        self,
+        thread_id: str,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
+        ttl: ThreadTTL | Literal["keep"] | None = "keep",
+        owner: OwnerFilter = ANY_OWNER,
+    ) -> ThreadRow:
+        merged = validate_json_object(metadata or {}, "metadata")
+        replaced = None if config is None else validate_json_object(config, "config")
+        new_ttl = checked_ttl_change(ttl)
+        thread = self._threads.get(validate_thread_id(thread_id))
+        if thread is None or not _is_of(thread, checked_owner(owner)):
+            raise ThreadNotFoundError(f"There is no thread {thread_id!r}.")
+        thread["metadata"] |= merged
+        if replaced is not None:
+            thread["config"] = replaced
+        if new_ttl != "keep":
+            thread["ttl"] = new_ttl
+        thread["updated_at"] = datetime.now(UTC)
+        return self._seen(thread)
+
+    async def delete_thread(
+        self,
+        thread_id: str,
+        *,
+        force: bool = False,
+        owner: OwnerFilter = ANY_OWNER,
+        ignore_run: str | None = None,
+    ) -> None:
+        thread = self._threads.get(validate_thread_id(thread_id))
+        if thread is None or not _is_of(thread, checked_owner(owner)):
+            raise ThreadNotFoundError(f"There is no thread {thread_id!r}.")
+        if not force and self._active.get(thread_id, set()) - {ignore_run}:
+            raise ThreadBusyError(f"The thread {thread_id!r} has an active run: wait for it, or use force=True.")
+        del self._threads[thread_id]
+        self._active.pop(thread_id, None)
+        for run_id in [run_id for run_id, run in self._runs.items() if run["thread_id"] == thread_id]:
+            del self._runs[run_id]
+
+    # ── Helpers ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def _refuse_other_owner(self, thread_id: str, owner: str | None) -> None:
+        thread = self._threads.get(thread_id)
+        if thread is not None and thread["owner"] != owner:
+            raise ThreadNotFoundError(f"There is no thread {thread_id!r}.")
+
+    def _seen(self, thread: ThreadRow) -> ThreadRow:
+        """A copy of the row as a reader sees it: busy while a run is active."""
+        seen = deepcopy(thread)
+        if self._active.get(thread["thread_id"]):
+            seen["status"] = "busy"
+        return seen
+
+    def _end(self, run: RunRow, finish: RunFinish) -> None:
+        linked = None if finish["thread_id"] is None else self._threads.get(finish["thread_id"])
+        if run["thread_id"] is None and linked is not None and linked["owner"] == run["owner"]:
+            run["thread_id"] = finish["thread_id"]
+        self._settle(run["thread_id"], run["run_id"], finish["thread_status"], finish["finished_at"])
+        run["metadata"] |= finish["metadata"]
+        run["status"], run["error"], run["http_status"] = finish["status"], finish["error"], finish["http_status"]
+        run["finished_at"], run["paused"] = finish["finished_at"], finish["paused"]
+        run["checkpoint_count"] = finish["checkpoint_count"]
+        run["first_checkpoint_id"] = finish["first_checkpoint_id"]
+        run["last_checkpoint_id"] = finish["last_checkpoint_id"]
+
+    def _settle(self, thread_id: str | None, run_id: str, status: SettledStatus | None, at: datetime) -> None:
+        if thread_id is None:
+            return
+        self._active.get(thread_id, set()).discard(run_id)
+        thread = self._threads.get(thread_id)
+        if thread is not None and status is not None:
+            thread["status"] = status
+            thread["updated_at"] = max(thread["updated_at"], at)
+
+    def _forget_the_oldest(self) -> None:
+        if len(self._runs) > self._max_runs:
+            oldest = next((run for run in self._runs.values() if run["status"] not in ACTIVE_STATUSES), None)
+            if oldest is not None:
+                del self._runs[oldest["run_id"]]
+
+
+def _is_of(row: ThreadRow | RunRow, owner: OwnerFilter) -> bool:
+    return owner is ANY_OWNER or row["owner"] == owner
+
+
+def _page(rows: Iterable[RowT], query: Query, id_of: Callable[[RowT], str]) -> list[RowT]:
+    """The rows that the query wants, sorted and cut; copies."""
+    found = [row for row in rows if _matches(row, query, id_of(row))]
+    found.sort(key=lambda row: (_sort_key(row, query.sort_by), id_of(row)), reverse=query.descending)
+    return [deepcopy(row) for row in found[query.offset : query.offset + query.limit]]
+
+
+def _matches(row: ThreadRow | RunRow, query: Query, row_id: str) -> bool:
+    return (
+        (query.statuses is None or row["status"] in query.statuses)
+        and (query.ids is None or row_id in query.ids)
+        and _is_of(row, query.owner)
+        and (query.created_after is None or row["created_at"] >= query.created_after)
+        and (query.created_before is None or row["created_at"] < query.created_before)
+        and (
+            query.metadata is None
+            or all(
+                key in row["metadata"] and _json_equal(row["metadata"][key], wanted)
+                for key, wanted in query.metadata.items()
+            )
+        )
+    )
+
+
+def _json_equal(stored: object, wanted: Scalar) -> bool:
+    """Equality as JSON has it: 1 is 1.0, but neither is true."""
+    return isinstance(stored, bool) == isinstance(wanted, bool) and stored == wanted
+
+
+def _sort_key(row: ThreadRow | RunRow, column: str) -> Any:
+    value = cast("dict[str, Any]", row)[column]
+    return (value is None, value) if column == "finished_at" else value

@@ -1,0 +1,117 @@
+"""`open_persistence()`: both halves of a scheme, opened together and closed in reverse order."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from langgraph.checkpoint.base import BaseCheckpointSaver
+
+from skeino.errors import ConfigurationError, SplitBrainError, ThreadBusyError, ThreadNotFoundError
+from skeino.persistence.memory import InMemoryMetadataStore
+from skeino.persistence.protocol import MetadataStoreProtocol
+from skeino.persistence.registry import (
+    CheckpointerSpec,
+    checkpointer_builder,
+    entered,
+    metadata_store_builder,
+    normalised_scheme,
+)
+from skeino.persistence.rows import ACTIVE_STATUSES, ANY_OWNER, OwnerFilter
+from skeino.persistence.stamping import stamped
+from skeino.runs import current_run
+from skeino.settings import SkeinoSettings
+
+logger = logging.getLogger("skeino")
+
+
+@dataclass(frozen=True, slots=True)
+class Persistence:
+    """Both halves of one scheme, open."""
+
+    checkpointer: BaseCheckpointSaver[Any]
+    metadata_store: MetadataStoreProtocol
+
+    async def delete_thread(self, thread_id: str, *, force: bool = False, owner: OwnerFilter = ANY_OWNER) -> None:
+        """Delete a thread in both halves: its checkpoints, its runs, its row.
+
+        The run that asks for it does not count as active. The checkpoints go first: if the process dies in
+        between, the thread's row still shows that there is something left to delete.
+
+        Raises:
+            ThreadNotFoundError: there is no such thread, or it is another owner's.
+            ThreadBusyError: a run is active on it, and `force` is False.
+        """
+        run = current_run()
+        if run is not None and owner is ANY_OWNER and run.owner is not None:
+            owner = run.owner
+        if await self.metadata_store.get_thread(thread_id, owner=owner) is None:
+            raise ThreadNotFoundError(f"There is no thread {thread_id!r}.")
+        active = await self.metadata_store.search_runs(thread_id=thread_id, status=ACTIVE_STATUSES, limit=2)
+        if not force and any(run is None or row["run_id"] != run.run_id for row in active):
+            raise ThreadBusyError(
+                f"The thread {thread_id!r} has an active run: wait for it, or delete with force=True."
+            )
+        await self.checkpointer.adelete_thread(thread_id)
+        await self.metadata_store.delete_thread(
+            thread_id, force=force, owner=owner, ignore_run=None if run is None else run.run_id
+        )
+        if active:  # what an active run wrote in the meantime
+            await self.checkpointer.adelete_thread(thread_id)
+
+
+@asynccontextmanager
+async def open_persistence(settings: SkeinoSettings | None = None) -> AsyncIterator[Persistence]:
+    """Open the checkpointer and the metadata store that the settings choose; close them in reverse order.
+
+    Args:
+        settings: default `SkeinoSettings()`, which reads `SKEINO_*` environment variables.
+
+    Raises:
+        ConfigurationError: the scheme is unknown, its extra or its URI is missing, or durable state would
+            stand beside an ephemeral run list.
+        StoreUnavailableError: the database cannot be reached.
+        SchemaError: its schema is missing or too new.
+    """
+    settings = settings if settings is not None else SkeinoSettings()
+    scheme = normalised_scheme(settings.checkpointer_scheme)
+    build_checkpointer, durable = checkpointer_builder(scheme)
+    build_store = metadata_store_builder(scheme)
+    if build_store is None and durable and not settings.allow_ephemeral_metadata:
+        raise SplitBrainError(
+            f"The scheme {scheme!r} keeps graph state but has no metadata store, so the list of runs would be empty "
+            "after a restart: register one with @register_metadata_store, or set allow_ephemeral_metadata=True."
+        )
+    async with AsyncExitStack() as stack:
+        spec = CheckpointerSpec(scheme, settings.checkpointer_uri, dict(settings.checkpointer_options), _stack=stack)
+        saver = stamped(await stack.enter_async_context(entered(build_checkpointer, spec)))
+        if build_store is None:
+            if durable:
+                logger.warning("Runs are kept in memory only, beside durable state: the list is lost at a restart.")
+            store: MetadataStoreProtocol = InMemoryMetadataStore()
+        else:
+            store = await stack.enter_async_context(entered(build_store, spec))
+        if not isinstance(store, MetadataStoreProtocol):
+            raise ConfigurationError(
+                f"The metadata store's builder of scheme {scheme!r} yielded a {type(store).__name__}, which lacks "
+                "methods of MetadataStoreProtocol."
+            )
+        yield Persistence(saver, store)
+
+
+@asynccontextmanager
+async def open_checkpointer(settings: SkeinoSettings | None = None) -> AsyncIterator[BaseCheckpointSaver[Any]]:
+    """Open the checkpointer alone, stamped; for scripts that read or write state and track no runs.
+
+    Raises:
+        ConfigurationError, StoreUnavailableError, SchemaError: as `open_persistence`.
+    """
+    settings = settings if settings is not None else SkeinoSettings()
+    scheme = normalised_scheme(settings.checkpointer_scheme)
+    build_checkpointer, _ = checkpointer_builder(scheme)
+    async with AsyncExitStack() as stack:
+        spec = CheckpointerSpec(scheme, settings.checkpointer_uri, dict(settings.checkpointer_options), _stack=stack)
+        yield stamped(await stack.enter_async_context(entered(build_checkpointer, spec)))

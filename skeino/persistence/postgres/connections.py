@@ -1,0 +1,236 @@
+"""`PostgresDatabase`: the process's one pool, shared by the checkpointer and the metadata store."""
+
+from __future__ import annotations
+
+import asyncio
+import select
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Final
+
+import psycopg
+from psycopg import AsyncConnection, conninfo, errors
+from psycopg.rows import DictRow, dict_row
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
+
+from skeino.errors import (
+    ConfigurationError,
+    InvalidInputError,
+    SchemaError,
+    StoreError,
+    StoreUnavailableError,
+)
+from skeino.persistence.postgres import schema
+from skeino.persistence.registry import CheckpointerSpec
+
+Connection = AsyncConnection[DictRow]
+
+NUMBER: Final = (int, float)
+OPTIONS: Final[dict[str, tuple[Any, Any]]] = {
+    "setup_schema": (bool, True),
+    "pool_min_size": (int, 1),
+    "pool_max_size": (int, 10),
+    "pool_timeout": (NUMBER, 5.0),
+    "pool_max_waiting": (int, 1000),
+    "connect_timeout": (NUMBER, 5.0),
+    "operation_timeout": (NUMBER, 30.0),
+    "prepare_threshold": ((int, type(None)), None),
+    "pipeline": (bool, False),
+}
+"""`checkpointer_options` of scheme `postgres`, with their defaults; times are seconds.
+
+The defaults suit a web server, and PgBouncer in transaction mode: no prepared statements (`prepare_threshold`)
+and no pipeline mode, which break behind it; bounded waits, where psycopg_pool's own are 30 s and unbounded.
+"""
+
+_KEEPALIVE: Final = {"keepalives": 1, "keepalives_idle": 30, "keepalives_interval": 5, "keepalives_count": 3}
+_TCP_USER_TIMEOUT_MS: Final = 10_000  # a link that was dropped in silence is given up after this long
+
+
+class PostgresDatabase:
+    """The open pool. `open_database` makes it."""
+
+    def __init__(
+        self, pool: AsyncConnectionPool[Connection], place: str, operation_timeout: float, pipeline: bool
+    ) -> None:
+        self.pool = pool
+        self.place = place
+        """Host, port and database, for messages."""
+        self.pipeline = pipeline
+        self._operation_timeout = operation_timeout
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """A checked connection in autocommit mode, for one operation of bounded length.
+
+        Raises:
+            StoreUnavailableError: there is none in time, or it broke, or the operation took too long.
+            InvalidInputError, SchemaError, StoreError: as `translated_errors`.
+        """
+        with translated_errors(self.place):
+            async with asyncio.timeout(self._operation_timeout), self.pool.connection() as connection:
+                yield connection
+
+    async def fetch(self, statement: str, values: dict[str, Any]) -> list[DictRow]:
+        """The rows of one statement, which is a transaction of its own."""
+        async with self.connection() as connection:
+            cursor = await connection.execute(statement, values)  # type: ignore[call-overload,unused-ignore]
+            return await cursor.fetchall() if cursor.description else []
+
+
+@asynccontextmanager
+async def open_database(spec: CheckpointerSpec) -> AsyncIterator[PostgresDatabase]:
+    """Open the pool of the spec's database and bring its schema up to date; options are `OPTIONS`.
+
+    Raises:
+        ConfigurationError: the URI is none that PostgreSQL understands, or an option is wrong.
+        StoreUnavailableError: the database cannot be reached; the message names host, port and database.
+        SchemaError: with `setup_schema=False`, tables are missing; or they may not be made.
+    """
+    options = spec.checked_options(**OPTIONS)
+    given = _parameters_of(spec)
+    place = _place_of(given)
+    parameters: dict[str, Any] = {
+        "autocommit": True,
+        "row_factory": dict_row,
+        "prepare_threshold": options["prepare_threshold"],
+        "connect_timeout": max(2, round(options["connect_timeout"])),
+        "application_name": "skeino",
+        "tcp_user_timeout": _TCP_USER_TIMEOUT_MS,
+        **_KEEPALIVE,
+        **given,
+    }
+    if not 0 <= options["pool_min_size"] <= options["pool_max_size"] or options["pool_max_size"] < 1:
+        raise ConfigurationError("pool_min_size must be at most pool_max_size, and pool_max_size at least 1.")
+
+    async def connect() -> Connection:
+        try:
+            async with asyncio.timeout(options["connect_timeout"]):
+                return await AsyncConnection.connect("", **parameters)
+        except psycopg.Error as exc:  # its text may carry a part of the password
+            problem = _connection_problem(exc)
+        raise StoreUnavailableError(f"PostgreSQL at {place} cannot be reached: {problem}.")
+
+    with translated_errors(place):
+        async with await connect() as connection:
+            if options["setup_schema"]:
+                await schema.create(connection, connect)
+            else:
+                await schema.verify(connection)
+    pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
+        "",
+        kwargs=parameters,
+        min_size=options["pool_min_size"],
+        max_size=options["pool_max_size"],
+        timeout=options["pool_timeout"],
+        max_waiting=options["pool_max_waiting"],
+        reconnect_timeout=options["pool_timeout"],
+        check=check_connection,
+        name="skeino",
+        open=False,
+    )
+    try:
+        await pool.open()
+        yield PostgresDatabase(pool, place, options["operation_timeout"], options["pipeline"])
+    finally:
+        await pool.close(timeout=options["pool_timeout"])
+
+
+async def check_connection(connection: AsyncConnection[Any]) -> None:
+    """Refuse a connection that the server has closed, without a round trip.
+
+    An idle connection has nothing to read unless the server said good-bye: a poll of its socket takes
+    microseconds, where `SELECT 1` doubles the round trips of a short operation.
+
+    Raises:
+        psycopg.OperationalError: it is dead; the pool then takes another.
+    """
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    if poll.poll(0):
+        connection.pgconn.consume_input()  # raises, or the next look at the status tells
+        if connection.pgconn.status != psycopg.pq.ConnStatus.OK:
+            raise psycopg.OperationalError("the server closed the connection")
+
+
+@contextmanager
+def translated_errors(place: str) -> Iterator[None]:
+    """Turn psycopg's errors into skeino's. PostgreSQL's own text may repeat a row's values: it is not repeated."""
+    try:
+        yield
+    except (PoolTimeout, TooManyRequests) as exc:
+        raise StoreUnavailableError(
+            f"PostgreSQL at {place} gave no connection in time: is it down, or pool_max_size too small?"
+        ) from exc
+    except PoolClosed as exc:
+        raise StoreUnavailableError(f"The pool of PostgreSQL at {place} is closed.") from exc
+    except TimeoutError as exc:
+        raise StoreUnavailableError(f"PostgreSQL at {place} did not answer in time.") from exc
+    except errors.DataError as exc:
+        raise InvalidInputError(f"PostgreSQL cannot store one of the values ({_code(exc)}).") from exc
+    except (errors.UndefinedTable, errors.UndefinedColumn, errors.InvalidSchemaName) as exc:
+        raise SchemaError(
+            f"The database at {place} lacks skeino's tables ({_code(exc)}): open it once with setup_schema=True."
+        ) from exc
+    except errors.InsufficientPrivilege as exc:
+        raise SchemaError(
+            f"The role may not do this in the database at {place} ({_code(exc)}): grant it the tables, or run the "
+            "set-up once as a role that may CREATE."
+        ) from exc
+    except (psycopg.OperationalError, psycopg.InterfaceError) as exc:
+        raise StoreUnavailableError(f"PostgreSQL at {place} failed ({_code(exc)}): try again.") from exc
+    except psycopg.Error as exc:
+        raise StoreError(f"PostgreSQL at {place} refused the operation ({_code(exc)}).") from exc
+
+
+def _code(exc: psycopg.Error) -> str:
+    return f"{type(exc).__name__}, {exc.sqlstate}" if exc.sqlstate else type(exc).__name__
+
+
+def _parameters_of(spec: CheckpointerSpec) -> dict[str, Any]:
+    uri = spec.required_uri("'postgresql://user@localhost:5432/mydb'").strip()
+    prefix, separator, _ = uri.partition("://")
+    if separator and prefix.lower() not in ("postgresql", "postgres"):
+        raise ConfigurationError(
+            f"The scheme 'postgres' needs a PostgreSQL URI, but checkpointer_uri begins with {prefix[:20]!r}: "
+            "set checkpointer_scheme to match it, or begin it with postgresql://."
+        )
+    if not separator and "=" not in uri:
+        raise ConfigurationError(
+            "checkpointer_uri is no PostgreSQL connection string: write postgresql://user@host:5432/database."
+        )
+    try:
+        return conninfo.conninfo_to_dict(uri)
+    except psycopg.ProgrammingError:  # its text repeats the string, password and all
+        raise ConfigurationError(
+            "checkpointer_uri is no PostgreSQL connection string: write postgresql://user@host:5432/database, and "
+            "percent-encode special characters of the password."
+        ) from None
+
+
+def _place_of(parameters: dict[str, Any]) -> str:
+    host = parameters.get("host") or parameters.get("hostaddr") or "the local socket"
+    port = parameters.get("port") or 5432
+    database = parameters.get("dbname") or parameters.get("user") or "the default database"
+    return f"{host}:{port}/{database}"
+
+
+def _connection_problem(exc: psycopg.Error) -> str:
+    """What went wrong, in words of our own."""
+    text = str(exc)
+    for sign, problem in (
+        ("Connection refused", "the connection was refused; is the server running there?"),
+        ("timeout", "it did not answer in time"),
+        ("password authentication failed", "it refused the user or the password"),
+        ("no password supplied", "it wants a password"),
+        ("does not exist", "it knows no such database or role"),
+        ("Name or service not known", "the host's name is unknown"),
+        ("resolve", "the host's name is unknown"),
+        ("too many clients", "it has too many connections already"),
+        ("No such file", "there is no such socket; is the server running?"),
+        ("SSL", "the two sides do not agree on SSL"),
+        ("starting up", "it is starting up"),
+    ):
+        if sign in text:
+            return problem.rstrip(".")
+    return f"the connection failed ({_code(exc)})"

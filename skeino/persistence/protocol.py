@@ -1,0 +1,223 @@
+"""`MetadataStoreProtocol`: the contract of every metadata store, written down once.
+
+All implementations pass the same test-suite, so what is said here holds on each of them:
+
+- Ids are validated before anything is written, JSON values too (`skeino.validation`); `InvalidInputError`.
+- Rows are copies. Times are aware UTC, of the process that wrote them, to the microsecond.
+- No exception of a driver escapes: `StoreUnavailableError` when the database cannot be reached or is too slow.
+- A thread that belongs to another owner is treated as one that does not exist.
+- Lists have a stable order: the chosen column, then the id, so pages neither overlap nor leave gaps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from datetime import datetime
+from typing import Any, Literal, Protocol, TypedDict, Unpack, runtime_checkable
+
+from skeino.persistence.rows import (
+    ANY_OWNER,
+    MetadataFilter,
+    OwnerFilter,
+    RunError,
+    RunFinish,
+    RunRow,
+    RunStatus,
+    ThreadRow,
+    ThreadStatus,
+    ThreadTTL,
+)
+
+ThreadSort = Literal["created_at", "updated_at", "thread_id"]
+RunSort = Literal["created_at", "finished_at", "run_id"]
+SortOrder = Literal["asc", "desc"]
+
+DEFAULT_LIMIT = 100
+MAX_LIMIT = 1000
+
+
+class Search(TypedDict, total=False):
+    """The conditions that searches for threads and for runs share; rows must satisfy every one given."""
+
+    metadata: MetadataFilter | None
+    """Top-level keys, each with the scalar that it must equal (None: present, and null)."""
+    ids: Collection[str] | None
+    """These ids only, at most 1000; an empty collection matches nothing."""
+    owner: OwnerFilter
+    """Of this owner only; None means rows without an owner, the default is rows of all."""
+    created_after: datetime | None
+    """Created at this time or later; aware."""
+    created_before: datetime | None
+    """Created before this time; aware."""
+    sort_order: SortOrder
+    """"desc" (the default) or "asc"."""
+    limit: int
+    """Rows at the most: 1 to 1000, default 100."""
+    offset: int
+    """Rows to leave out first, default 0."""
+
+
+class ThreadSearch(Search, total=False):
+    """The arguments of `search_threads`."""
+
+    status: ThreadStatus | Collection[ThreadStatus] | None
+    """One status or several; an empty collection matches nothing."""
+    sort_by: ThreadSort
+    """Default "updated_at". Rows equal in it follow by id."""
+
+
+class RunSearch(Search, total=False):
+    """The arguments of `search_runs`."""
+
+    thread_id: str | None
+    """Of this thread only."""
+    status: RunStatus | Collection[RunStatus] | None
+    """One status or several; an empty collection matches nothing."""
+    sort_by: RunSort
+    """Default "created_at". Rows equal in it follow by id; unfinished runs count as the latest."""
+
+
+@runtime_checkable
+class MetadataStoreProtocol(Protocol):
+    """Where threads and runs have their rows."""
+
+    # ── A run's life ─────────────────────────────────────────────────────────────────────────────────────
+
+    async def start_run(
+        self,
+        run_id: str,
+        *,
+        worker_id: str,
+        thread_id: str | None = None,
+        create_thread: bool = True,
+        owner: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        created_at: datetime | None = None,
+    ) -> None:
+        """Write the run's row, `running`, and its thread's if there is none; committed when this returns.
+
+        Safe to repeat: the second call with the same `run_id` changes nothing.
+
+        Args:
+            run_id: a UUID made by the caller.
+            worker_id: the process that owns the run; only it may finish it.
+            thread_id: the thread that the run works on; its status reads `busy` until the run ends.
+            create_thread: False for a run that only reads: it is not tied to the thread until it ends, so
+                the thread is neither created nor busy. It is refused all the same if another owns the thread.
+            owner: the tenant or user; a thread created here gets it, an existing one must have the same.
+            metadata: JSON object kept with the run.
+            kwargs: JSON object that says what was asked (method and path of a request, say).
+            created_at: aware; default now.
+
+        Raises:
+            ThreadNotFoundError: the thread belongs to another owner. Nothing was written.
+        """
+        ...
+
+    async def attach_thread(self, run_id: str, thread_id: str, *, owner: str | None) -> None:
+        """Create the thread if there is none, and make it the run's if the run has none yet.
+
+        Raises:
+            ThreadNotFoundError: the thread belongs to another owner. Nothing was written.
+        """
+        ...
+
+    async def finish_run(self, finish: RunFinish) -> bool:
+        """Write how the run ended, and its thread's status with it, in one transaction.
+
+        Returns:
+            True if this call, or an earlier one of the same `finish`, ended the run. False if it was too
+            late: the run had ended otherwise, is another worker's, or is gone; nothing was changed then, and
+            a deleted thread does not come back.
+        """
+        ...
+
+    async def interrupt_runs(self, worker_id: str, error: RunError) -> int:
+        """End all active runs of this worker as `interrupted`, their threads with them; returns how many."""
+        ...
+
+    # ── Runs ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def get_run(self, run_id: str, *, owner: OwnerFilter = ANY_OWNER) -> RunRow | None:
+        """The run's row, or None."""
+        ...
+
+    async def search_runs(self, **search: Unpack[RunSearch]) -> list[RunRow]:
+        """The runs that satisfy every condition, newest first; filtered, sorted and cut by the database."""
+        ...
+
+    async def update_run(self, run_id: str, *, metadata: Mapping[str, Any], owner: OwnerFilter = ANY_OWNER) -> RunRow:
+        """Merge `metadata` over the run's, key by key, and return the new row.
+
+        Raises:
+            RunNotFoundError: there is no such run.
+        """
+        ...
+
+    # ── Threads ──────────────────────────────────────────────────────────────────────────────────────────
+
+    async def create_thread(
+        self,
+        thread_id: str,
+        *,
+        owner: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
+        ttl: ThreadTTL | None = None,
+        if_exists: Literal["raise", "do_nothing"] = "raise",
+    ) -> ThreadRow:
+        """Write a thread's row and return it; with `if_exists="do_nothing"` an existing one as it is.
+
+        Raises:
+            ThreadExistsError: it exists already, and `if_exists` is "raise".
+            ThreadNotFoundError: it exists and belongs to another owner, and `if_exists` is "do_nothing".
+        """
+        ...
+
+    async def get_thread(self, thread_id: str, *, owner: OwnerFilter = ANY_OWNER) -> ThreadRow | None:
+        """The thread's row, or None."""
+        ...
+
+    async def search_threads(self, **search: Unpack[ThreadSearch]) -> list[ThreadRow]:
+        """The threads that satisfy every condition, last changed first; filtered, sorted and cut by the database."""
+        ...
+
+    async def update_thread(
+        self,
+        thread_id: str,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
+        ttl: ThreadTTL | Literal["keep"] | None = "keep",
+        owner: OwnerFilter = ANY_OWNER,
+    ) -> ThreadRow:
+        """Merge `metadata` key by key, replace `config` and `ttl` where given, and return the new row.
+
+        Raises:
+            ThreadNotFoundError: there is no such thread.
+        """
+        ...
+
+    async def delete_thread(
+        self,
+        thread_id: str,
+        *,
+        force: bool = False,
+        owner: OwnerFilter = ANY_OWNER,
+        ignore_run: str | None = None,
+    ) -> None:
+        """Delete the thread's row and its runs'. Its checkpoints are the checkpointer's: see
+        `Persistence.delete_thread`, which deletes both halves.
+
+        Args:
+            thread_id: the thread.
+            force: delete it even though a run is active.
+            owner: only if it is this owner's.
+            ignore_run: an active run that does not count, the one that asks for the deletion.
+
+        Raises:
+            ThreadNotFoundError: there is no such thread.
+            ThreadBusyError: it has an active run, and `force` is False. Nothing was deleted.
+        """
+        ...

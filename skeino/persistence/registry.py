@@ -1,0 +1,230 @@
+"""Which builders a scheme stands for. A built-in backend is imported when its scheme is chosen, not before."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass, field
+from importlib import import_module
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from skeino.errors import ConfigurationError, MissingDriverError, UnknownSchemeError
+
+if TYPE_CHECKING:
+    from langgraph.checkpoint.base import BaseCheckpointSaver
+
+    from skeino.persistence.protocol import MetadataStoreProtocol
+
+T = TypeVar("T")
+Opener = Callable[["CheckpointerSpec"], AbstractAsyncContextManager[T]]
+
+ALIASES: Final[Mapping[str, str]] = MappingProxyType({"sqlite3": "sqlite", "postgresql": "postgres"})
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointerSpec:
+    """What a builder is given: the settings' three fields, and what both halves of one opening share."""
+
+    scheme: str
+    """Lower case, aliases resolved."""
+    uri: str | None = field(default=None, repr=False)
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    _shared: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    _stack: AsyncExitStack | None = field(default=None, repr=False, compare=False)
+
+    async def share(self, open_resource: Opener[T]) -> T:
+        """Open a resource once for both halves: `pool = await spec.share(open_pool)`.
+
+        `open_resource` is a function of the spec that returns an async context manager. The first caller
+        enters it, the other gets the same object, and it is left after both halves are closed.
+        """
+        if open_resource not in self._shared:
+            if self._stack is None:
+                raise ConfigurationError("A spec shares resources only while open_persistence() has it open.")
+            self._shared[open_resource] = await self._stack.enter_async_context(open_resource(self))
+        resource: T = self._shared[open_resource]
+        return resource
+
+    def required_uri(self, example: str) -> str:
+        """The URI.
+
+        Raises:
+            ConfigurationError: there is none; the message shows the example.
+        """
+        if not self.uri or not self.uri.strip():
+            raise ConfigurationError(
+                f"The scheme {self.scheme!r} needs checkpointer_uri (SKEINO_CHECKPOINTER_URI), for example {example}."
+            )
+        return self.uri
+
+    def checked_options(self, **known: tuple[type[Any] | tuple[type[Any], ...], Any]) -> dict[str, Any]:
+        """The options, each known one with its default: `checked_options(setup_schema=(bool, True))`.
+
+        Raises:
+            ConfigurationError: an option is unknown or of another type.
+        """
+        for name, value in self.options.items():
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}."
+                raise ConfigurationError(f"The scheme {self.scheme!r} has no checkpointer option {name!r}: {hint}")
+            kind = known[name][0]
+            kinds = kind if isinstance(kind, tuple) else (kind,)
+            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+                wanted = " or ".join(one.__name__ for one in kinds)
+                raise ConfigurationError(
+                    f"The checkpointer option {name!r} must be of type {wanted}, not {type(value).__name__}."
+                )
+        return {name: self.options.get(name, default) for name, (_, default) in known.items()}
+
+
+CheckpointerBuilder = Callable[[CheckpointerSpec], AbstractAsyncContextManager["BaseCheckpointSaver[Any]"]]
+MetadataStoreBuilder = Callable[[CheckpointerSpec], AbstractAsyncContextManager["MetadataStoreProtocol"]]
+CheckpointerBuilderT = TypeVar("CheckpointerBuilderT", bound=CheckpointerBuilder)
+MetadataStoreBuilderT = TypeVar("MetadataStoreBuilderT", bound=MetadataStoreBuilder)
+
+
+@dataclass(frozen=True, slots=True)
+class _BuiltIn:
+    """A backend of skeino's own: its module has `open_saver` and, where there is one, `open_store`."""
+
+    module: str
+    extra: str | None
+    drivers: tuple[str, ...] = ()
+    durable: bool = True
+
+
+_BUILT_IN: Final[Mapping[str, _BuiltIn]] = MappingProxyType(
+    {
+        "memory": _BuiltIn("skeino.persistence.memory", None, durable=False),
+        "sqlite": _BuiltIn("skeino.persistence.sqlite", "sqlite", ("aiosqlite", "langgraph.checkpoint.sqlite")),
+        "postgres": _BuiltIn(
+            "skeino.persistence.postgres", "postgres", ("psycopg", "psycopg_pool", "langgraph.checkpoint.postgres")
+        ),
+    }
+)
+
+_checkpointers: dict[str, tuple[CheckpointerBuilder, bool]] = {}
+_metadata_stores: dict[str, MetadataStoreBuilder] = {}
+
+
+def register_checkpointer(
+    scheme: str, *, durable: bool = True, replace: bool = False
+) -> Callable[[CheckpointerBuilderT], CheckpointerBuilderT]:
+    """Register a checkpointer under a scheme of your own.
+
+    The decorated builder takes the `CheckpointerSpec` and returns an async context manager that yields a
+    LangGraph saver (`@asynccontextmanager`). What it yields is stamped by skeino.
+
+    Args:
+        scheme: the name for `checkpointer_scheme`; case does not matter.
+        durable: whether its state outlives the process; a durable one wants a metadata store, too.
+        replace: allow a scheme that is registered or built in already.
+
+    Raises:
+        ConfigurationError: the scheme is taken, or no plain name.
+    """
+
+    def register(builder: CheckpointerBuilderT) -> CheckpointerBuilderT:
+        name = _free_name(scheme, _checkpointers, replace, "register_checkpointer")
+        _checkpointers[name] = (builder, durable)
+        return builder
+
+    return register
+
+
+def register_metadata_store(
+    scheme: str, *, replace: bool = False
+) -> Callable[[MetadataStoreBuilderT], MetadataStoreBuilderT]:
+    """Register the metadata store that goes with a scheme: the builder yields a `MetadataStoreProtocol`.
+
+    Raises:
+        ConfigurationError: the scheme is taken, or no plain name.
+    """
+
+    def register(builder: MetadataStoreBuilderT) -> MetadataStoreBuilderT:
+        _metadata_stores[_free_name(scheme, _metadata_stores, replace, "register_metadata_store")] = builder
+        return builder
+
+    return register
+
+
+def normalised_scheme(scheme: str) -> str:
+    """The scheme in lower case, its alias resolved (`PostgreSQL` → `postgres`)."""
+    lowered = scheme.strip().lower()
+    return ALIASES.get(lowered, lowered)
+
+
+def checkpointer_builder(scheme: str) -> tuple[CheckpointerBuilder, bool]:
+    """The builder of a normalised scheme, and whether what it builds is durable.
+
+    Raises:
+        UnknownSchemeError: nothing is registered under it.
+        MissingDriverError: its extra is not installed.
+    """
+    if scheme in _checkpointers:
+        return _checkpointers[scheme]
+    if scheme in _BUILT_IN:
+        return _load(scheme).open_saver, _BUILT_IN[scheme].durable
+    known = sorted({*_BUILT_IN, *_checkpointers})
+    close = difflib.get_close_matches(scheme, [*known, *ALIASES], n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise UnknownSchemeError(
+        f"There is no checkpointer_scheme {scheme[:40]!r}: {hint}known are {', '.join(known)}; "
+        "others are added with @register_checkpointer before start-up."
+    )
+
+
+def metadata_store_builder(scheme: str) -> MetadataStoreBuilder | None:
+    """The metadata store's builder of a normalised scheme, or None if the scheme has none."""
+    if scheme in _metadata_stores:
+        return _metadata_stores[scheme]
+    if scheme in _BUILT_IN and scheme not in _checkpointers:
+        builder: MetadataStoreBuilder | None = getattr(_load(scheme), "open_store", None)
+        return builder
+    return None
+
+
+def entered(builder: Callable[[CheckpointerSpec], Any], spec: CheckpointerSpec) -> AbstractAsyncContextManager[Any]:
+    """The context manager that a builder makes of the spec.
+
+    Raises:
+        ConfigurationError: it makes none, most likely because `@asynccontextmanager` was forgotten.
+    """
+    made = builder(spec)
+    if isinstance(made, AbstractAsyncContextManager):
+        return made
+    if inspect.iscoroutine(made):
+        made.close()
+    name = getattr(builder, "__name__", type(builder).__name__)
+    raise ConfigurationError(
+        f"The builder {name!r} of scheme {spec.scheme!r} returned a {type(made).__name__}, no async context manager: "
+        "put @asynccontextmanager under @register_checkpointer, and yield in it."
+    )
+
+
+def _load(scheme: str) -> Any:
+    built_in = _BUILT_IN[scheme]
+    try:
+        return import_module(built_in.module)
+    except ImportError as exc:
+        if exc.name is None or not any(f"{exc.name}.".startswith(f"{driver}.") for driver in built_in.drivers):
+            raise
+        raise MissingDriverError(
+            f"The scheme {scheme!r} needs the package {exc.name!r}: run pip install 'skeino-asgi[{built_in.extra}]'.",
+            name=exc.name,
+        ) from exc
+
+
+def _free_name(scheme: str, registered: Mapping[str, Any], replace: bool, decorator: str) -> str:
+    name = normalised_scheme(scheme)
+    if not name or not all(character.isalnum() or character in "+-._" for character in name):
+        raise ConfigurationError(f"{scheme[:40]!r} is no scheme: use letters, digits, '+', '-', '.' and '_'.")
+    if not replace and (name in registered or name in _BUILT_IN):
+        raise ConfigurationError(
+            f"The scheme {name!r} is registered already: choose another name, or say {decorator}(…, replace=True)."
+        )
+    return name

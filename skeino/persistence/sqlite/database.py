@@ -1,0 +1,196 @@
+"""`SqliteDatabase`: one file, one writer thread, one reader, shared by the checkpointer and the metadata store.
+
+SQLite has one writer at a time, so this process has one, too: a thread that runs each piece of work from
+`BEGIN IMMEDIATE` to `COMMIT` without coming back to the event loop. A cancelled request can therefore leave no
+transaction open, which would lock the file for everybody else (https://www.sqlite.org/lang_transaction.html).
+Readers do not wait for it: the journal is a write-ahead log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import unquote
+
+import aiosqlite
+
+from skeino.errors import ConfigurationError, SchemaError, StoreError, StoreUnavailableError
+from skeino.persistence.registry import CheckpointerSpec
+from skeino.persistence.sqlite import schema
+
+T = TypeVar("T")
+
+BUSY_TIMEOUT = 10.0
+"""Seconds to wait for another process's write."""
+
+
+class SqliteDatabase:
+    """The open file. `open_database` makes it."""
+
+    def __init__(self, path: Path, writer: sqlite3.Connection, reader: aiosqlite.Connection) -> None:
+        self.path = path
+        self.reader = reader
+        self._connection = writer
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="skeino-sqlite")
+
+    async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work` in one transaction of the writer thread; durable when this returns.
+
+        A caller that is cancelled while it waits loses the answer; the work is done wholly or not at all.
+
+        Raises:
+            StoreUnavailableError: another process kept the file locked for too long, or the disk failed.
+            StoreError: SQLite refused it otherwise.
+        """
+        with translated_errors(self.path):
+            return await asyncio.get_running_loop().run_in_executor(self._thread, self._transact, work)
+
+    async def read(self, statement: str, parameters: dict[str, Any] | Sequence[Any] = ()) -> list[sqlite3.Row]:
+        """The rows of one SELECT."""
+        with translated_errors(self.path):
+            return list(await self.reader.execute_fetchall(statement, parameters))
+
+    def _transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        connection = self._connection
+        connection.execute("BEGIN IMMEDIATE")  # a deferred one fails when it turns from reading to writing
+        try:
+            result = work(connection)
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+        return result
+
+    async def close(self) -> None:
+        """Let the writer finish what was asked of it, then close both connections."""
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(self._thread, self._connection.close)
+        finally:
+            self._thread.shutdown(wait=False)
+            await self.reader.close()
+
+
+@asynccontextmanager
+async def open_database(spec: CheckpointerSpec) -> AsyncIterator[SqliteDatabase]:
+    """Open the spec's file, make it if need be (mode 0600), and bring its schema up to date.
+
+    Raises:
+        ConfigurationError: the URI names no usable file.
+        SchemaError: with `setup_schema=False`, tables are missing; or the schema is newer than this code.
+    """
+    options = spec.checked_options(setup_schema=(bool, True), busy_timeout=((int, float), BUSY_TIMEOUT))
+    path = _path_of(spec)
+    with translated_errors(path):
+        if options["setup_schema"]:
+            await asyncio.to_thread(_create_privately, path)
+        elif not path.exists():
+            raise SchemaError(f"There is no file {path}, and setup_schema=False forbids to make it.")
+        writer = await asyncio.to_thread(_connect_writer, path, options["busy_timeout"])
+        try:
+            prepare = schema.create if options["setup_schema"] else schema.verify
+            await asyncio.to_thread(_patiently, lambda: prepare(writer), options["busy_timeout"])
+            reader = await aiosqlite.connect(path, isolation_level=None, timeout=options["busy_timeout"])
+        except BaseException:
+            writer.close()
+            raise
+    database = SqliteDatabase(path, writer, reader)
+    try:
+        with translated_errors(path):
+            await reader.execute("PRAGMA query_only = ON")
+        yield database
+    finally:
+        await database.close()
+
+
+@contextmanager
+def translated_errors(path: Path) -> Iterator[None]:
+    """Turn sqlite3's errors into skeino's; the message names the file and no value."""
+    try:
+        yield
+    except sqlite3.OperationalError as exc:
+        if "no such table" in str(exc) or "no such column" in str(exc):
+            raise SchemaError(f"The SQLite file {path} lacks skeino's tables: open it with setup_schema=True.") from exc
+        raise StoreUnavailableError(f"The SQLite file {path} cannot be used now: {_reason(exc)}.") from exc
+    except sqlite3.ProgrammingError as exc:
+        raise StoreUnavailableError(f"The SQLite file {path} is closed.") from exc
+    except sqlite3.DatabaseError as exc:
+        raise StoreError(f"The SQLite file {path} refused the operation: {_reason(exc)}.") from exc
+    except ValueError as exc:
+        if str(exc) in ("no active connection", "Connection closed"):  # aiosqlite's words
+            raise StoreUnavailableError(f"The SQLite file {path} is closed.") from exc
+        raise
+
+
+def _reason(exc: sqlite3.Error) -> str:
+    return getattr(exc, "sqlite_errorname", None) or type(exc).__name__
+
+
+def _path_of(spec: CheckpointerSpec) -> Path:
+    """The file that the URI names: a path, or `sqlite:///relative` or `sqlite:////absolute`."""
+    uri = spec.required_uri("'skeino.db'").strip()
+    prefix, separator, rest = uri.partition("://")
+    if separator:
+        if prefix.lower() not in ("sqlite", "sqlite3"):
+            raise ConfigurationError(
+                f"The scheme 'sqlite' needs a file, but checkpointer_uri begins with {prefix[:20]!r}: "
+                "set checkpointer_scheme to match it, or name a file."
+            )
+        if not rest.startswith("/"):
+            raise ConfigurationError("A sqlite URI has three slashes before a path: sqlite:///skeino.db.")
+        uri = unquote(rest[1:])
+    if ":memory:" in uri or uri.startswith("file:") or not uri:
+        raise ConfigurationError(
+            "The scheme 'sqlite' needs a plain file path; for state that dies with the process use "
+            "checkpointer_scheme='memory'."
+        )
+    path = Path(uri).expanduser().absolute()
+    if path.is_dir():
+        raise ConfigurationError(f"checkpointer_uri names the folder {path}: name a file in it.")
+    if not path.parent.is_dir():
+        raise ConfigurationError(f"The folder {path.parent} of checkpointer_uri does not exist: make it first.")
+    return path
+
+
+def _create_privately(path: Path) -> None:
+    """Make the file readable by its owner only: it holds conversations, and SQLite's default is 0644."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    except FileExistsError:
+        pass
+    except OSError as exc:
+        raise ConfigurationError(f"The SQLite file {path} cannot be made: {exc.strerror}.") from exc
+
+
+def _connect_writer(path: Path, busy_timeout: float) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=busy_timeout, isolation_level=None, check_same_thread=False)
+    try:
+        _patiently(lambda: connection.execute("PRAGMA journal_mode = WAL"), busy_timeout)
+        connection.execute("PRAGMA synchronous = FULL")  # a commit survives a power cut
+        connection.execute("PRAGMA foreign_keys = ON")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _patiently(work: Callable[[], object], seconds: float) -> None:
+    """Repeat what SQLite refuses at once when processes start together: its busy timeout does not cover it."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            work()
+            return
+        except sqlite3.OperationalError as exc:
+            if "locked" not in str(exc) or time.monotonic() > deadline:
+                raise
+        time.sleep(random.uniform(0.005, 0.05))

@@ -1,0 +1,97 @@
+"""LangGraph's SQLite saver over the shared `SqliteDatabase`: same tables, same bytes."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from langgraph.checkpoint.sqlite import SqliteSaver
+from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+
+from skeino.persistence.sqlite.database import SqliteDatabase, translated_errors
+from skeino.persistence.stamping import RunStampMixin
+
+if TYPE_CHECKING:
+    from langchain_core.runnables import RunnableConfig
+    from langgraph.checkpoint.base import (
+        ChannelVersions,
+        Checkpoint,
+        CheckpointMetadata,
+        CheckpointTuple,
+        DeltaChannelHistory,
+    )
+
+
+class SqliteDatabaseSaver(AsyncSqliteSaver):
+    """`AsyncSqliteSaver` that reads through the database's reader and writes through its writer thread.
+
+    The stock saver leaves its transaction open when a write is cancelled, and holds its lock while the reader
+    of `alist` is paused; this one does neither.
+    """
+
+    def __init__(self, database: SqliteDatabase) -> None:
+        super().__init__(database.reader)
+        self.database = database
+        self.is_setup = True  # the tables were made, or verified, when the database was opened
+
+    async def aput(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        return await self.database.write(
+            lambda connection: self._within(connection).put(config, checkpoint, metadata, new_versions)
+        )
+
+    async def aput_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
+    ) -> None:
+        await self.database.write(
+            lambda connection: self._within(connection).put_writes(config, writes, task_id, task_path)
+        )
+
+    async def adelete_thread(self, thread_id: str) -> None:
+        await self.database.write(lambda connection: self._within(connection).delete_thread(thread_id))
+
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        with translated_errors(self.database.path):
+            return await super().aget_tuple(config)
+
+    async def alist(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[CheckpointTuple]:
+        with translated_errors(self.database.path):
+            found = [one async for one in super().alist(config, filter=filter, before=before, limit=limit)]
+        for checkpoint in found:
+            yield checkpoint
+
+    async def aget_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        with translated_errors(self.database.path):
+            return await super().aget_delta_channel_history(config=config, channels=channels)
+
+    def _within(self, connection: sqlite3.Connection) -> _SaverInTransaction:
+        return _SaverInTransaction(connection, serde=self.serde)
+
+
+class StampedSqliteSaver(RunStampMixin, SqliteDatabaseSaver):
+    """`SqliteDatabaseSaver`, stamped."""
+
+
+class _SaverInTransaction(SqliteSaver):
+    """LangGraph's synchronous saver inside a transaction that somebody else begins and commits."""
+
+    @contextmanager
+    def cursor(self, transaction: bool = True) -> Iterator[sqlite3.Cursor]:
+        with closing(self.conn.cursor()) as cursor:
+            yield cursor

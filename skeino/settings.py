@@ -1,0 +1,84 @@
+"""`SkeinoSettings`: the one setting, `checkpointer_scheme`, and what may go with it."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+
+from skeino.errors import ConfigurationError
+
+ENVIRONMENT_PREFIX = "SKEINO_"
+
+
+class SkeinoSettings(BaseSettings):
+    """Where state and runs are kept; from keyword arguments, else from `SKEINO_*` environment variables.
+
+    Frozen. Unknown fields are refused, and so is an environment variable that looks like a misspelt one.
+    The connection string appears in no repr and in no error.
+
+    Raises:
+        ConfigurationError: a field is unknown or has the wrong type; the message names the field only.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENVIRONMENT_PREFIX,
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+        validate_default=False,
+    )
+
+    checkpointer_scheme: str = Field(default="memory", min_length=1)
+    """The backend of both halves: memory, sqlite, postgres, or one registered by you. Case does not matter."""
+
+    checkpointer_uri: str | None = Field(default=None, repr=False)
+    """The backend's connection string. It never chooses the backend: without a scheme it is ignored."""
+
+    checkpointer_options: dict[str, Any] = Field(default_factory=dict, repr=False)
+    """What the backend's builder may be told besides (`setup_schema`, pool sizes, time limits in seconds)."""
+
+    allow_ephemeral_metadata: bool = False
+    """Accept durable graph state beside a run list in memory, which is empty after a restart."""
+
+    on_store_error: Literal["reject", "untracked"] = "reject"
+    """The store is down when a request begins: answer 503, or serve it without a run (and unstamped)."""
+
+    if not TYPE_CHECKING:  # type checkers keep the signature that the fields give
+
+        def __init__(self, **values: Any) -> None:
+            _refuse_misspelt_variables(type(self).model_fields)
+            try:
+                super().__init__(**values)
+            except ValidationError as exc:
+                problems = "; ".join(
+                    f"{'.'.join(str(part) for part in error['loc'])}: {error['msg']}"
+                    for error in exc.errors(include_input=False, include_url=False, include_context=False)
+                )
+                fields = ", ".join(type(self).model_fields)
+                raise ConfigurationError(
+                    f"SkeinoSettings cannot be built ({problems}); its fields are {fields}."
+                ) from None
+            except SettingsError as exc:  # a variable that is no JSON
+                raise ConfigurationError(
+                    f"SkeinoSettings cannot be built ({exc}): the variable's value must be a JSON object."
+                ) from None
+
+
+def _refuse_misspelt_variables(fields: Any) -> None:
+    """Refuse `SKEINO_CHECKPOINTER_SCHEMA`: falling back to memory in silence would lose data.
+
+    Only near misses are refused, because a cluster may set `SKEINO_SERVICE_HOST` and the like by itself.
+    """
+    known = [f"{ENVIRONMENT_PREFIX}{name}".upper() for name in fields]
+    for variable in os.environ:
+        upper = variable.upper()
+        if upper.startswith(ENVIRONMENT_PREFIX) and upper not in known:
+            close = difflib.get_close_matches(upper, known, n=1, cutoff=0.85)
+            if close:
+                raise ConfigurationError(
+                    f"The environment variable {variable} is not one of skeino's: did you mean {close[0]}?"
+                )

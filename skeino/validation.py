@@ -1,0 +1,141 @@
+"""What may be stored: ids and JSON values, checked once at the edge, before anything is written.
+
+The rules are the strictest of all backends', so that the same input has the same fate on each: PostgreSQL
+refuses NUL and lone surrogates, JSON has no NaN, MongoDB has 64-bit integers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from skeino.errors import InvalidInputError
+
+MAX_ID_CHARACTERS = 255
+MAX_JSON_BYTES = 256 * 1024
+MAX_JSON_DEPTH = 32
+_MIN_INTEGER, _MAX_INTEGER = -(2**63), 2**63 - 1
+
+Scalar = str | int | float | bool | None
+
+
+def validate_thread_id(value: object) -> str:
+    """The thread id itself, if it is one: printable text (`str.isprintable`) of 1 to 255 characters.
+
+    Raises:
+        InvalidInputError: it is not; the message repeats nothing of the value.
+    """
+    return validate_id(value, "thread_id")
+
+
+def validate_id(value: object, name: str) -> str:
+    """As `validate_thread_id`, for any id; `name` is what the error calls it."""
+    if not isinstance(value, str):
+        raise InvalidInputError(f"{name} must be a string, not {type(value).__name__}.")
+    if len(value) > MAX_ID_CHARACTERS:
+        raise InvalidInputError(f"{name} has {len(value)} characters: at most {MAX_ID_CHARACTERS} are allowed.")
+    if not value.strip():
+        raise InvalidInputError(f"{name} is empty: give each conversation an id of its own.")
+    if not value.isprintable():  # control characters, NUL, lone surrogates, line separators
+        raise InvalidInputError(f"{name} has a character that is not printable: remove it.")
+    return value
+
+
+def validate_run_id(value: object) -> str:
+    """The run id itself, if it is a UUID in its canonical text form.
+
+    Raises:
+        InvalidInputError: it is not.
+    """
+    try:
+        if isinstance(value, str) and str(UUID(value)) == value:
+            return value
+    except ValueError:
+        pass
+    raise InvalidInputError("run_id must be a UUID in its canonical form (36 characters, lower case).")
+
+
+def validate_json_object(value: object, name: str) -> dict[str, Any]:
+    """A deep copy of a JSON object that every backend stores faithfully.
+
+    Allowed are objects with string keys, arrays, text without NUL and lone surrogates, finite numbers
+    (integers of 64 bits), booleans and None, at most 32 deep and about 256 KiB in all.
+
+    Raises:
+        InvalidInputError: it is not one; the message says where, and repeats no value.
+    """
+    if not isinstance(value, Mapping):
+        raise InvalidInputError(f"{name} must be a mapping, not {type(value).__name__}.")
+    budget = [MAX_JSON_BYTES]
+    copied = _copy_json(value, name, 0, budget)
+    assert isinstance(copied, dict)
+    return copied
+
+
+def validate_metadata_filter(value: object) -> dict[str, Scalar]:
+    """A copy of a metadata filter: top-level keys, each with the scalar that it must equal.
+
+    Raises:
+        InvalidInputError: a value is an object or an array, or is no JSON.
+    """
+    copied = validate_json_object(value, "the metadata filter")
+    for key, wanted in copied.items():
+        if isinstance(wanted, dict | list):
+            raise InvalidInputError(f"The metadata filter's {key!r} must be a text, number, boolean or None.")
+    return copied
+
+
+def _copy_json(value: object, where: str, depth: int, budget: list[int]) -> Any:
+    budget[0] -= 8
+    if depth > MAX_JSON_DEPTH:
+        raise InvalidInputError(f"{where[:80]} is nested more than {MAX_JSON_DEPTH} deep.")
+    if isinstance(value, str):
+        budget[0] -= _checked_text_size(value, where)
+    elif isinstance(value, Mapping):
+        copied = {}
+        for key, item in value.items():
+            if not isinstance(key, str):
+                raise InvalidInputError(f"{where} has a key that is no string ({type(key).__name__}).")
+            budget[0] -= _checked_text_size(key, f"a key of {where}")
+            copied[str(key)] = _copy_json(item, f"{where}[{key[:40]!r}]", depth + 1, budget)
+        return copied
+    elif isinstance(value, list | tuple):
+        return [_copy_json(item, f"{where}[{index}]", depth + 1, budget) for index, item in enumerate(value)]
+    elif isinstance(value, bool) or value is None:
+        pass
+    elif isinstance(value, int):
+        if not _MIN_INTEGER <= value <= _MAX_INTEGER:
+            raise InvalidInputError(f"{where} is an integer of more than 64 bits: store it as text.")
+    elif isinstance(value, float):
+        if not math.isfinite(value):
+            raise InvalidInputError(f"{where} is not a finite number, which JSON cannot hold.")
+    else:
+        raise InvalidInputError(f"{where} is a {type(value).__name__}, which JSON cannot hold.")
+    if budget[0] < 0:
+        raise InvalidInputError(f"{where.split('[')[0]} is larger than {MAX_JSON_BYTES // 1024} KiB.")
+    return value
+
+
+def _checked_text_size(text: str, where: str) -> int:
+    if "\x00" in text:
+        raise InvalidInputError(f"{where} has a NUL character: remove it.")
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:
+        raise InvalidInputError(f"{where} has a lone surrogate, which is no Unicode text.") from None
+
+
+def validate_time(value: object, name: str) -> datetime:
+    """The same moment in UTC.
+
+    Raises:
+        InvalidInputError: it is no datetime, or has no time zone.
+    """
+    if not isinstance(value, datetime):
+        raise InvalidInputError(f"{name} must be a datetime, not {type(value).__name__}.")
+    if value.utcoffset() is None:
+        raise InvalidInputError(f"{name} has no time zone: use datetime.now(UTC) or .replace(tzinfo=UTC).")
+    return value.astimezone(UTC)

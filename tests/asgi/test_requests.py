@@ -1,0 +1,255 @@
+"""Every request is a run: what the middleware does around a handler, on every scheme."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from skeino import Run, SkeinoSettings, current_run
+from skeino_asgi import RunMiddleware
+from tests.asgi.conftest import answering, connected, ended, store_of
+from tests.asgi.graphs import compiled
+
+
+def chat(**seen: Any) -> Any:
+    """POST: one turn of the graph; the thread comes from run.config. GET: the thread's state."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        state = scope["state"]
+        run: Run = state["run"]
+        seen.setdefault("runs", []).append(run)
+        store = state["metadata_store"]
+        row = await store.get_run(run.run_id)
+        body = b""
+        while True:
+            message = await receive()
+            body += message.get("body", b"")
+            if not message.get("more_body"):
+                break
+        graph = compiled(state["checkpointer"])
+        if scope["method"] == "POST":
+            words = [(await graph.ainvoke({"words": [word]}, run.config))["words"][-1] for word in json.loads(body)]
+        else:
+            words = (await graph.aget_state(run.config)).values.get("words", [])
+        answer = {"words": words, "row": row["status"], "thread": run.thread_id, "current": current_run() is run}
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]})
+        await send({"type": "http.response.body", "body": json.dumps(answer).encode()})
+
+    return app
+
+
+async def test_a_request_is_a_run_with_a_row_a_thread_and_a_ledger(settings: SkeinoSettings) -> None:
+    app = RunMiddleware(chat(), settings=settings)
+    async with connected(app) as client:
+        response = await client.post("/chat?secret=1", json=["hello"], headers={"X-Thread-ID": "t1"})
+        assert response.json() == {"words": ["echo hello"], "row": "running", "thread": "t1", "current": True}
+        row = await ended(store_of(app), response.headers["x-run-id"])
+        thread = await store_of(app).get_thread("t1")
+        checkpoints = [one async for one in app.tracker.checkpointer.alist({"configurable": {"thread_id": "t1"}})]
+    assert row["status"] == "success"
+    assert row["http_status"] == 200
+    assert row["thread_id"] == "t1"
+    assert row["kwargs"] == {"method": "POST", "path": "/chat"}
+    assert row["checkpoint_count"] == len(checkpoints) == 3
+    assert row["last_checkpoint_id"] == checkpoints[0].checkpoint["id"]
+    assert row["first_checkpoint_id"] == checkpoints[-1].checkpoint["id"]
+    assert {one.metadata["run_id"] for one in checkpoints} == {row["run_id"]}
+    assert row["finished_at"] is not None
+    assert row["finished_at"] >= row["started_at"]
+    assert thread is not None
+    assert thread["status"] == "idle"
+
+
+async def test_two_invocations_in_one_request_keep_both_inputs(settings: SkeinoSettings) -> None:
+    app = RunMiddleware(chat(), settings=settings)
+    async with connected(app) as client:
+        await client.post("/chat", json=["one", "two"], headers={"X-Thread-ID": "t1"})
+        state = await client.get("/chat", headers={"X-Thread-ID": "t1"})
+    assert state.json()["words"] == ["one", "echo one", "two", "echo two"]
+
+
+async def test_a_run_without_a_thread_gets_a_new_one_which_is_sent_back(settings: SkeinoSettings) -> None:
+    app = RunMiddleware(chat(), settings=settings)
+    async with connected(app) as client:
+        response = await client.post("/chat", json=["hello"])
+        minted = response.headers["x-thread-id"]
+        assert response.json()["thread"] == minted
+        row = await ended(store_of(app), response.headers["x-run-id"])
+        assert row["thread_id"] == minted
+        again = await client.post("/chat", json=["again"], headers={"X-Thread-ID": minted})
+        assert "x-thread-id" not in again.headers
+        state = await client.get("/chat", headers={"X-Thread-ID": minted})
+    assert state.json()["words"] == ["hello", "echo hello", "again", "echo again"]
+
+
+async def test_a_request_that_touches_no_thread_is_a_run_without_one(settings: SkeinoSettings) -> None:
+    app = RunMiddleware(answering(), settings=settings)
+    async with connected(app) as client:
+        response = await client.post("/")
+        row = await ended(store_of(app), response.headers["x-run-id"])
+        assert row["thread_id"] is None
+        assert await store_of(app).search_threads() == []
+        assert "x-thread-id" not in response.headers
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+async def test_reading_requests_create_no_thread_and_do_not_make_it_busy(settings: SkeinoSettings, method: str) -> None:
+    seen: dict[str, Any] = {}
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen["thread"] = await scope["state"]["metadata_store"].get_thread("t1")
+        await answering()(scope, receive, send)
+
+    wrapped = RunMiddleware(app, settings=settings)
+    async with connected(wrapped) as client:
+        response = await client.request(method, "/", headers={"X-Thread-ID": "t1"})
+        assert (await ended(store_of(wrapped), response.headers["x-run-id"]))["thread_id"] is None
+        assert seen.pop("thread") is None
+        assert await store_of(wrapped).get_thread("t1") is None
+        await store_of(wrapped).create_thread("t1")
+        response = await client.request(method, "/", headers={"X-Thread-ID": "t1"})
+        assert seen["thread"]["status"] == "idle"
+        assert (await ended(store_of(wrapped), response.headers["x-run-id"]))["thread_id"] == "t1"
+
+
+@pytest.mark.parametrize("method", ["HEAD", "OPTIONS"])
+async def test_head_and_options_are_not_tracked(settings: SkeinoSettings, method: str) -> None:
+    app = RunMiddleware(answering(), settings=settings)
+    async with connected(app) as client:
+        response = await client.request(method, "/")
+        assert response.status_code == 200
+        assert "x-run-id" not in response.headers
+        assert await store_of(app).search_runs() == []
+
+
+@pytest.mark.parametrize(
+    ("status", "run_status"), [(200, "success"), (302, "success"), (404, "success"), (422, "success"), (503, "error")]
+)
+async def test_the_status_follows_the_response(settings: SkeinoSettings, status: int, run_status: str) -> None:
+    app = RunMiddleware(answering(status), settings=settings)
+    async with connected(app) as client:
+        response = await client.post("/", headers={"X-Thread-ID": "t"})
+        row = await ended(store_of(app), response.headers["x-run-id"])
+        assert (row["status"], row["http_status"]) == (run_status, status)
+        thread = await store_of(app).get_thread("t")
+        assert thread is not None
+        assert thread["status"] == ("error" if run_status == "error" else "idle")
+
+
+async def test_an_exception_makes_the_run_an_error_and_its_message_is_scrubbed(settings: SkeinoSettings) -> None:
+    app = RunMiddleware(chat(), settings=settings)
+    async with connected(app) as client:
+        response = await client.post("/chat", json=["fail"], headers={"X-Thread-ID": "t1"})
+        assert response.status_code == 500
+        (run,) = await store_of(app).search_runs()
+        row = await ended(store_of(app), run["run_id"])
+        thread = await store_of(app).get_thread("t1")
+    assert row["status"] == "error"
+    assert row["error"] is not None
+    assert row["error"]["code"] == "exception"
+    assert row["error"]["type"] == "RuntimeError"
+    assert row["error"]["message"].startswith("before the response: the node failed")
+    assert "hunter2" not in row["error"]["message"]
+    assert row["http_status"] is None
+    assert thread is not None
+    assert thread["status"] == "error"
+
+
+async def test_a_pause_for_a_human_is_a_success_on_an_interrupted_thread(settings: SkeinoSettings) -> None:
+    from langgraph.types import Command
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        graph = compiled(scope["state"]["checkpointer"])
+        command: Any = {"words": ["pause"]} if scope["path"] == "/ask" else Command(resume="yes")
+        await graph.ainvoke(command, scope["state"]["run"].config)
+        await answering()(scope, receive, send)
+
+    wrapped = RunMiddleware(app, settings=settings)
+    async with connected(wrapped) as client:
+        headers = {"X-Thread-ID": "t1"}
+        asked = await ended(store_of(wrapped), (await client.post("/ask", headers=headers)).headers["x-run-id"])
+        paused = await store_of(wrapped).get_thread("t1")
+        reader = await client.get("/state", headers=headers)  # says nothing about the thread
+        assert reader.status_code == 200
+        still = await store_of(wrapped).get_thread("t1")
+        answered = await ended(store_of(wrapped), (await client.post("/yes", headers=headers)).headers["x-run-id"])
+        done = await store_of(wrapped).get_thread("t1")
+    assert (asked["status"], asked["paused"]) == ("success", True)
+    assert paused is not None
+    assert paused["status"] == "interrupted"
+    assert still is not None
+    assert (answered["status"], answered["paused"]) == ("success", False)
+    assert done is not None
+    assert done["status"] == "idle"
+
+
+async def test_what_the_handler_adds_to_the_runs_metadata_is_kept(settings: SkeinoSettings) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scope["state"]["run"].metadata["model"] = "fake"
+        await answering()(scope, receive, send)
+
+    wrapped = RunMiddleware(app, settings=settings)
+    async with connected(wrapped) as client:
+        response = await client.post("/")
+        assert (await ended(store_of(wrapped), response.headers["x-run-id"]))["metadata"] == {"model": "fake"}
+
+
+async def test_metadata_that_no_store_can_hold_does_not_lose_the_runs_end(
+    settings: SkeinoSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scope["state"]["run"].metadata["model"] = object()
+        await answering()(scope, receive, send)
+
+    wrapped = RunMiddleware(app, settings=settings)
+    async with connected(wrapped) as client:
+        response = await client.post("/")
+        row = await ended(store_of(wrapped), response.headers["x-run-id"])
+    assert (row["status"], row["metadata"]) == ("success", {})
+    assert "left out" in caplog.text
+
+
+async def test_the_handler_may_set_the_thread_itself(settings: SkeinoSettings) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        scope["state"]["run"].thread_id = "chosen"
+        await answering()(scope, receive, send)
+
+    wrapped = RunMiddleware(app, settings=settings)
+    async with connected(wrapped) as client:
+        response = await client.post("/")
+        assert (await ended(store_of(wrapped), response.headers["x-run-id"]))["thread_id"] == "chosen"
+        assert await store_of(wrapped).get_thread("chosen") is not None
+
+
+async def test_the_saver_learns_the_thread_from_the_graphs_config(settings: SkeinoSettings) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        graph = compiled(scope["state"]["checkpointer"])
+        await graph.ainvoke({"words": ["hi"]}, {"configurable": {"thread_id": "from-config"}})
+        await answering()(scope, receive, send)
+
+    wrapped = RunMiddleware(app, settings=settings)
+    async with connected(wrapped) as client:
+        response = await client.post("/")
+        assert (await ended(store_of(wrapped), response.headers["x-run-id"]))["thread_id"] == "from-config"
+
+
+async def test_a_handler_may_delete_the_thread_it_works_on(settings: SkeinoSettings) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        run = scope["state"]["run"]
+        await compiled(scope["state"]["checkpointer"]).ainvoke({"words": ["hi"]}, run.config)
+        if scope["path"] == "/delete":
+            await scope["state"]["persistence"].delete_thread(run.thread_id)
+        await answering()(scope, receive, send)
+
+    wrapped = RunMiddleware(app, settings=settings)
+    async with connected(wrapped) as client:
+        await client.post("/", headers={"X-Thread-ID": "t1"})
+        response = await client.post("/delete", headers={"X-Thread-ID": "t1"})
+        assert response.status_code == 200
+        async with wrapped.tracker.lifespan():
+            assert await store_of(wrapped).get_thread("t1") is None
+            config: Any = {"configurable": {"thread_id": "t1"}}
+            assert await wrapped.tracker.checkpointer.aget_tuple(config) is None

@@ -1,0 +1,130 @@
+"""Servers for the tests that ask for one, and what a missing server means.
+
+On a laptop a test whose server cannot be had is skipped with the reason; with CI=true a skip is a failure.
+"""
+
+import os
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from tests.servers import pgbouncer, postgres
+from tests.servers.pgbouncer import PgBouncer
+from tests.servers.postgres import LocalPostgresServer, PostgresInstallation, PostgresServer
+from tests.servers.process import ServerUnavailableError
+
+CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
+
+installation_key = pytest.StashKey[PostgresInstallation | ServerUnavailableError]()
+
+
+@pytest.fixture(scope="session")
+def postgres_server(pytestconfig: pytest.Config) -> Iterator[PostgresServer]:
+    """The session's PostgreSQL server, started by the first test that needs it."""
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(postgres.running_postgres(_installation(pytestconfig)))
+        except ServerUnavailableError as exc:
+            pytest.skip(str(exc))
+        yield server
+
+
+@pytest.fixture
+def postgres_dsn(postgres_server: PostgresServer) -> Iterator[str]:
+    """The DSN of a fresh database, dropped after the test."""
+    dsn = postgres_server.create_database()
+    yield dsn
+    postgres_server.drop_database(dsn)
+
+
+@pytest.fixture(scope="module")
+def private_postgres_server() -> Iterator[LocalPostgresServer]:
+    """A PostgreSQL server for this module alone, to stop, kill and restart as it likes."""
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(postgres.start_postgres(postgres.find_postgres(local=True)))
+        except ServerUnavailableError as exc:
+            pytest.skip(str(exc))
+        yield server
+
+
+@pytest.fixture(scope="session")
+def pgbouncer_server(postgres_server: PostgresServer) -> Iterator[PgBouncer]:
+    """PgBouncer in transaction mode in front of the session's PostgreSQL server."""
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(pgbouncer.start_pgbouncer(postgres_server))
+        except ServerUnavailableError as exc:
+            pytest.skip(str(exc))
+        yield server
+
+
+@pytest.fixture
+def pgbouncer_dsn(pgbouncer_server: PgBouncer, postgres_dsn: str) -> str:
+    """The database of `postgres_dsn`, through PgBouncer."""
+    return pgbouncer_server.dsn(postgres_dsn)
+
+
+def pytest_report_header() -> list[str]:
+    binary = pgbouncer.find_pgbouncer()
+    absent = "not installed: its tests fail" if CI else "not installed: its tests are left out"
+    return [f"postgres: {postgres.planned()}", f"pgbouncer: {binary or absent}"]
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the markers
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark what needs a server by its fixtures, and leave out PgBouncer's tests where it is not installed."""
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if fixtures & {"postgres_server", "private_postgres_server"}:
+            item.add_marker("postgres")
+        if "pgbouncer_server" in fixtures:
+            item.add_marker("pgbouncer")
+    if not CI and pgbouncer.find_pgbouncer() is None:
+        left_out = [item for item in items if item.get_closest_marker("pgbouncer")]
+        if left_out:
+            config.hook.pytest_deselected(items=left_out)
+            items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Fetch the servers before the first test, whose timeout is not meant for a download."""
+    wanted = any(item.get_closest_marker("postgres") for item in session.items)
+    if wanted and not session.config.option.collectonly:
+        try:
+            session.config.stash[installation_key] = postgres.find_postgres()
+        except ServerUnavailableError as exc:
+            session.config.stash[installation_key] = exc
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if CI and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} was skipped, which CI=true forbids: {_reason(report)}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    if CI and report.skipped:
+        report.outcome = "failed"
+        report.longrepr = f"{collector.nodeid} was skipped, which CI=true forbids: {_reason(report)}"
+    return report
+
+
+def _installation(config: pytest.Config) -> PostgresInstallation:
+    found = config.stash.get(installation_key, None) or postgres.find_postgres()
+    if isinstance(found, ServerUnavailableError):
+        raise found
+    return found
+
+
+def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    where = report.longrepr  # for a skip: path, line and message
+    return where[2].removeprefix("Skipped: ") if isinstance(where, tuple) else str(where)

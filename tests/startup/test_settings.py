@@ -1,0 +1,102 @@
+"""`SkeinoSettings`: one choice, from arguments or the environment, and never a secret in a message."""
+
+from __future__ import annotations
+
+import traceback
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from skeino import ConfigurationError, SkeinoSettings
+
+SECRET = "hunter2-canary"
+URI = f"postgresql://user:{SECRET}@db.example:5432/app"
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for variable in list(os.environ):
+        if variable.upper().startswith("SKEINO_"):
+            monkeypatch.delenv(variable)
+
+
+def test_the_default_is_memory() -> None:
+    settings = SkeinoSettings()
+    assert settings.checkpointer_scheme == "memory"
+    assert settings.checkpointer_uri is None
+    assert settings.checkpointer_options == {}
+    assert settings.allow_ephemeral_metadata is False
+    assert settings.on_store_error == "reject"
+
+
+def test_the_environment_fills_every_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SKEINO_CHECKPOINTER_SCHEME", "Postgres")
+    monkeypatch.setenv("skeino_checkpointer_uri", URI)
+    monkeypatch.setenv("SKEINO_CHECKPOINTER_OPTIONS", '{"setup_schema": false}')
+    monkeypatch.setenv("SKEINO_ALLOW_EPHEMERAL_METADATA", "true")
+    monkeypatch.setenv("SKEINO_ON_STORE_ERROR", "untracked")
+    settings = SkeinoSettings()
+    assert settings.checkpointer_scheme == "Postgres"
+    assert settings.checkpointer_uri == URI
+    assert settings.checkpointer_options == {"setup_schema": False}
+    assert settings.allow_ephemeral_metadata is True
+    assert settings.on_store_error == "untracked"
+    assert SkeinoSettings(checkpointer_scheme="memory").checkpointer_scheme == "memory"
+
+
+def test_it_is_frozen() -> None:
+    settings = SkeinoSettings()
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.checkpointer_scheme = "sqlite"
+
+
+def test_an_unknown_field_is_refused_with_the_known_ones() -> None:
+    wrong: dict[str, Any] = {"checkpoint_uri": URI}
+    with pytest.raises(ConfigurationError, match=r"checkpoint_uri: .*its fields are checkpointer_scheme") as caught:
+        SkeinoSettings(**wrong)
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"checkpointer_uri": [URI]},
+        {"checkpointer_scheme": "", "checkpointer_uri": URI},
+        {"checkpointer_options": URI},
+        {"allow_ephemeral_metadata": URI},
+        {"on_store_error": URI},
+    ],
+)
+def test_a_wrong_value_is_refused_without_repeating_it(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        SkeinoSettings(**wrong)
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+    assert isinstance(caught.value, ValueError)
+
+
+def test_a_variable_that_is_no_json_is_refused_without_repeating_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SKEINO_CHECKPOINTER_OPTIONS", URI)
+    with pytest.raises(ConfigurationError, match="checkpointer_options") as caught:
+        SkeinoSettings()
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+def test_the_password_is_in_no_repr() -> None:
+    settings = SkeinoSettings(checkpointer_uri=URI, checkpointer_options={"password": SECRET})
+    assert SECRET not in f"{settings!r} {settings!s}"
+
+
+@pytest.mark.parametrize("variable", ["SKEINO_CHECKPOINTER_SCHEMA", "SKEINO_CHECKPOINT_URI", "skeino_checkpointer_url"])
+def test_a_misspelt_variable_is_refused_with_the_right_one(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "postgres")
+    with pytest.raises(ConfigurationError, match=r"did you mean SKEINO_CHECKPOINTER_(SCHEME|URI)"):
+        SkeinoSettings()
+
+
+def test_what_a_cluster_sets_by_itself_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SKEINO_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("SKEINO_PORT_8000_TCP", "tcp://10.0.0.1:8000")
+    assert SkeinoSettings().checkpointer_scheme == "memory"
