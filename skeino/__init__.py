@@ -2,18 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import metadata as _metadata
-
-try:
-    _found = _metadata.distribution("skeino").metadata["Name"]
-except _metadata.PackageNotFoundError:
-    _found = None
-if _found == "skeino":  # the look-up by name also finds an unpacked "skeino-something"
-    raise ImportError(
-        "The distribution 'skeino' is another project that installs into the same folder as 'skeino-asgi', so one "
-        "has overwritten files of the other: run 'pip uninstall skeino skeino-asgi', then 'pip install skeino-asgi'."
-    )
-
+from skeino import _distribution as _distribution  # first: it refuses what would fail strangely
 from skeino.errors import (
     ConfigurationError,
     InvalidInputError,

@@ -17,8 +17,9 @@ from skeino.scrubbing import scrubbed
 from skeino.settings import SkeinoSettings
 from skeino.validation import validate_id, validate_thread_id
 from skeino_asgi.lifespan import run_lifespan
+from skeino_asgi.opening import Opening
 from skeino_asgi.outcome import HttpExchange
-from skeino_asgi.tracker import Opening, RunTracker
+from skeino_asgi.tracker import RunTracker
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send

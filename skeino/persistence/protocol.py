@@ -144,7 +144,12 @@ class MetadataStoreProtocol(Protocol):
         ...
 
     async def search_runs(self, **search: Unpack[RunSearch]) -> list[RunRow]:
-        """The runs that satisfy every condition, newest first; filtered, sorted and cut by the database."""
+        """The runs that satisfy every condition, newest first; filtered, sorted and cut by the database.
+
+        Raises:
+            InvalidInputError: a condition's value cannot be meant.
+            TypeError: there is no such condition.
+        """
         ...
 
     async def update_run(self, run_id: str, *, metadata: Mapping[str, Any], owner: OwnerFilter = ANY_OWNER) -> RunRow:
@@ -180,7 +185,12 @@ class MetadataStoreProtocol(Protocol):
         ...
 
     async def search_threads(self, **search: Unpack[ThreadSearch]) -> list[ThreadRow]:
-        """The threads that satisfy every condition, last changed first; filtered, sorted and cut by the database."""
+        """The threads that satisfy every condition, last changed first; filtered, sorted and cut by the database.
+
+        Raises:
+            InvalidInputError: a condition's value cannot be meant.
+            TypeError: there is no such condition.
+        """
         ...
 
     async def update_thread(

@@ -66,6 +66,7 @@ def run_query(search: RunSearch) -> Query:
     Raises:
         InvalidInputError: one of them cannot be meant.
     """
+    _refuse_unknown(search, RunSearch.__optional_keys__)
     thread_id = search.get("thread_id")
     return _query(
         search,
@@ -82,6 +83,7 @@ def thread_query(search: ThreadSearch) -> Query:
     Raises:
         InvalidInputError: one of them cannot be meant.
     """
+    _refuse_unknown(search, ThreadSearch.__optional_keys__)
     return _query(
         search,
         statuses=_statuses(search.get("status"), THREAD_STATUSES),
@@ -89,6 +91,13 @@ def thread_query(search: ThreadSearch) -> Query:
         sort_by=_one_of(search.get("sort_by", "updated_at"), get_args(ThreadSort), "sort_by"),
         thread_id=None,
     )
+
+
+def _refuse_unknown(search: Search, known: frozenset[str]) -> None:
+    """A misspelt condition would match everything."""
+    for name in search:
+        if name not in known:
+            raise TypeError(f"a search takes no argument {name!r}: known are {', '.join(sorted(known))}")
 
 
 def _query(

@@ -15,7 +15,7 @@ __all__ = ["SqliteDatabase", "SqliteMetadataStore", "StampedSqliteSaver", "open_
 
 @asynccontextmanager
 async def open_saver(spec: CheckpointerSpec) -> AsyncIterator[StampedSqliteSaver]:
-    """The checkpointer of scheme `sqlite`; options `setup_schema`, `busy_timeout`."""
+    """The checkpointer of scheme `sqlite`; options `setup_schema`, `busy_timeout`, `operation_timeout`."""
     yield StampedSqliteSaver(await spec.share(open_database))
 
 

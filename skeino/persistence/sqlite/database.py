@@ -31,14 +31,20 @@ T = TypeVar("T")
 BUSY_TIMEOUT = 10.0
 """Seconds to wait for another process's write."""
 
+OPERATION_TIMEOUT = 30.0
+"""Seconds that one operation may take, the wait for this process's other writes included."""
+
 
 class SqliteDatabase:
     """The open file. `open_database` makes it."""
 
-    def __init__(self, path: Path, writer: sqlite3.Connection, reader: aiosqlite.Connection) -> None:
+    def __init__(
+        self, path: Path, writer: sqlite3.Connection, reader: aiosqlite.Connection, operation_timeout: float
+    ) -> None:
         self.path = path
         self.reader = reader
         self._connection = writer
+        self._operation_timeout = operation_timeout
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="skeino-sqlite")
 
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -47,16 +53,18 @@ class SqliteDatabase:
         A caller that is cancelled while it waits loses the answer; the work is done wholly or not at all.
 
         Raises:
-            StoreUnavailableError: another process kept the file locked for too long, or the disk failed.
+            StoreUnavailableError: it took too long, or another process kept the file locked, or the disk failed.
             StoreError: SQLite refused it otherwise.
         """
         with translated_errors(self.path):
-            return await asyncio.get_running_loop().run_in_executor(self._thread, self._transact, work)
+            async with asyncio.timeout(self._operation_timeout):
+                return await asyncio.get_running_loop().run_in_executor(self._thread, self._transact, work)
 
     async def read(self, statement: str, parameters: dict[str, Any] | Sequence[Any] = ()) -> list[sqlite3.Row]:
         """The rows of one SELECT."""
         with translated_errors(self.path):
-            return list(await self.reader.execute_fetchall(statement, parameters))
+            async with asyncio.timeout(self._operation_timeout):
+                return list(await self.reader.execute_fetchall(statement, parameters))
 
     def _transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
         connection = self._connection
@@ -88,7 +96,12 @@ async def open_database(spec: CheckpointerSpec) -> AsyncIterator[SqliteDatabase]
         ConfigurationError: the URI names no usable file.
         SchemaError: with `setup_schema=False`, tables are missing; or the schema is newer than this code.
     """
-    options = spec.checked_options(setup_schema=(bool, True), busy_timeout=((int, float), BUSY_TIMEOUT))
+    seconds = (int, float)
+    options = spec.checked_options(
+        setup_schema=(bool, True),
+        busy_timeout=(seconds, BUSY_TIMEOUT),
+        operation_timeout=(seconds, OPERATION_TIMEOUT),
+    )
     path = _path_of(spec)
     with translated_errors(path):
         if options["setup_schema"]:
@@ -103,7 +116,7 @@ async def open_database(spec: CheckpointerSpec) -> AsyncIterator[SqliteDatabase]
         except BaseException:
             writer.close()
             raise
-    database = SqliteDatabase(path, writer, reader)
+    database = SqliteDatabase(path, writer, reader, options["operation_timeout"])
     try:
         with translated_errors(path):
             await reader.execute("PRAGMA query_only = ON")
@@ -117,6 +130,8 @@ def translated_errors(path: Path) -> Iterator[None]:
     """Turn sqlite3's errors into skeino's; the message names the file and no value."""
     try:
         yield
+    except TimeoutError as exc:
+        raise StoreUnavailableError(f"The SQLite file {path} did not answer in time: another process writes.") from exc
     except sqlite3.OperationalError as exc:
         if "no such table" in str(exc) or "no such column" in str(exc):
             raise SchemaError(f"The SQLite file {path} lacks skeino's tables: open it with setup_schema=True.") from exc

@@ -1,0 +1,195 @@
+"""The SQL of the PostgreSQL `MetadataStore`, and how its rows read."""
+
+from __future__ import annotations
+
+from datetime import UTC
+from typing import Any, cast
+
+from psycopg.rows import DictRow
+from psycopg.types.json import Jsonb
+
+from skeino.persistence.queries import Query, checked_owner
+from skeino.persistence.rows import ANY_OWNER, OwnerFilter, RunRow, ThreadRow, ThreadTTL
+
+RUN_COLUMNS = tuple(RunRow.__annotations__)
+ACTIVE = "status IN ('pending', 'running')"
+
+INSERT_THREAD = """
+    INSERT INTO app_threads
+        (thread_id, owner, status, metadata, config, ttl_strategy, ttl_minutes, created_at, updated_at)
+    VALUES (%(thread_id)s, %(owner)s, 'idle', %(metadata)s, %(config)s, %(ttl_strategy)s, %(ttl_minutes)s,
+        %(created_at)s, %(updated_at)s)
+    ON CONFLICT (thread_id) DO NOTHING
+    RETURNING thread_id
+"""
+START_RUN = f"""
+    INSERT INTO app_runs ({", ".join(RUN_COLUMNS)})
+    VALUES ({", ".join(f"%({column})s" for column in RUN_COLUMNS)})
+    ON CONFLICT (run_id) DO NOTHING
+"""
+START_READING_RUN = f"""
+    INSERT INTO app_runs ({", ".join(RUN_COLUMNS)})
+    SELECT {", ".join("NULL" if column == "thread_id" else f"%({column})s" for column in RUN_COLUMNS)}
+    WHERE NOT EXISTS (
+        SELECT FROM app_threads WHERE thread_id = %(thread_id)s AND owner IS DISTINCT FROM %(owner)s
+    )
+    ON CONFLICT (run_id) DO NOTHING
+    RETURNING run_id
+"""
+# A thread that another transaction commits meanwhile is in neither `created` nor the statement's snapshot: the
+# run is not inserted then, and the statement is repeated.
+_OWN_THREAD = """
+    WITH created AS (
+        INSERT INTO app_threads (thread_id, owner, status, metadata, config, created_at, updated_at)
+        VALUES (%(thread_id)s, %(owner)s, 'idle', '{}', '{}', %(created_at)s, %(created_at)s)
+        ON CONFLICT (thread_id) DO NOTHING
+        RETURNING thread_id
+    ), thread AS (
+        SELECT thread_id FROM created
+        UNION ALL
+        SELECT thread_id FROM app_threads WHERE thread_id = %(thread_id)s AND owner IS NOT DISTINCT FROM %(owner)s
+    )
+"""
+START_RUN_ON_THREAD = f"""
+    {_OWN_THREAD}
+    INSERT INTO app_runs ({", ".join(RUN_COLUMNS)})
+    SELECT {", ".join("thread.thread_id" if column == "thread_id" else f"%({column})s" for column in RUN_COLUMNS)}
+    FROM thread
+    ON CONFLICT (run_id) DO NOTHING
+    RETURNING run_id
+"""
+ATTACH_RUN = f"""
+    {_OWN_THREAD}, attached AS (
+        UPDATE app_runs SET thread_id = thread.thread_id FROM thread
+        WHERE run_id = %(run_id)s AND app_runs.thread_id IS NULL AND {ACTIVE}
+    )
+    SELECT thread_id FROM thread
+"""
+FINISH_RUN = f"""
+    WITH finished AS (
+        UPDATE app_runs SET
+            status = %(status)s, finished_at = %(finished_at)s, error = %(error)s, http_status = %(http_status)s,
+            metadata = metadata || %(metadata)s, checkpoint_count = %(checkpoint_count)s,
+            first_checkpoint_id = %(first_checkpoint_id)s, last_checkpoint_id = %(last_checkpoint_id)s,
+            paused = %(paused)s,
+            thread_id = coalesce(thread_id, (
+                SELECT t.thread_id FROM app_threads t
+                WHERE t.thread_id = %(thread_id)s AND t.owner IS NOT DISTINCT FROM app_runs.owner
+            ))
+        WHERE run_id = %(run_id)s AND worker_id = %(worker_id)s AND {ACTIVE}
+        RETURNING thread_id
+    ), settled AS (
+        UPDATE app_threads SET
+            status = %(thread_status)s, updated_at = greatest(updated_at, %(finished_at)s)
+        FROM finished
+        WHERE app_threads.thread_id = finished.thread_id AND %(thread_status)s::text IS NOT NULL
+    )
+    SELECT 1 AS done FROM finished
+"""
+WAS_FINISHED_SO = """
+    SELECT 1 AS done FROM app_runs
+    WHERE run_id = %(run_id)s AND worker_id = %(worker_id)s AND status = %(status)s AND finished_at = %(finished_at)s
+"""
+INTERRUPT_RUNS = f"""
+    WITH finished AS (
+        UPDATE app_runs SET status = 'interrupted', finished_at = %(now)s, error = %(error)s
+        WHERE worker_id = %(worker_id)s AND {ACTIVE}
+        RETURNING thread_id
+    ), settled AS (
+        UPDATE app_threads SET status = 'interrupted', updated_at = greatest(updated_at, %(now)s)
+        WHERE thread_id IN (SELECT thread_id FROM finished)
+    )
+    SELECT count(*) AS number FROM finished
+"""
+IS_BUSY = f"EXISTS (SELECT FROM app_runs r WHERE r.thread_id = t.thread_id AND r.{ACTIVE})"
+SELECT_THREADS = f"""
+    SELECT thread_id, owner, CASE WHEN {IS_BUSY} THEN 'busy' ELSE status END AS status, metadata, config,
+        ttl_strategy, ttl_minutes, created_at, updated_at
+    FROM app_threads t
+"""
+SELECT_RUNS = f"SELECT {', '.join(RUN_COLUMNS)} FROM app_runs t"
+
+
+def where_one(id_column: str, value: str, owner: OwnerFilter) -> tuple[str, dict[str, Any]]:
+    where, values = f"WHERE {id_column} = %(id)s", {"id": value}
+    if checked_owner(owner) is not ANY_OWNER:
+        return f"{where} AND owner IS NOT DISTINCT FROM %(owner)s", {**values, "owner": owner}
+    return where, values
+
+
+def search_clauses(query: Query, *, id_column: str, id_type: str, busy: str | None) -> tuple[str, dict[str, Any]]:
+    """The WHERE, ORDER BY and LIMIT of a search; every value is a parameter."""
+    conditions = ["TRUE"]
+    values: dict[str, Any] = {"limit": query.limit, "offset": query.offset}
+    if query.statuses is not None:
+        if busy is None:
+            conditions.append("t.status = ANY(%(statuses)s)")
+        else:
+            conditions.append(f"CASE WHEN {busy} THEN %(busy)s ELSE t.status = ANY(%(statuses)s) END")
+            values["busy"] = "busy" in query.statuses
+        values["statuses"] = list(query.statuses)
+    if query.ids is not None:
+        conditions.append(f"t.{id_column} = ANY(%(ids)s::{id_type}[])")
+        values["ids"] = list(query.ids)
+    if query.thread_id is not None:
+        conditions.append("t.thread_id = %(thread_id)s")
+        values["thread_id"] = query.thread_id
+    if query.owner is not ANY_OWNER:
+        conditions.append("t.owner IS NOT DISTINCT FROM %(owner)s")
+        values["owner"] = query.owner
+    if query.created_after is not None:
+        conditions.append("t.created_at >= %(created_after)s")
+        values["created_after"] = query.created_after
+    if query.created_before is not None:
+        conditions.append("t.created_at < %(created_before)s")
+        values["created_before"] = query.created_before
+    if query.metadata is not None:
+        conditions.append("t.metadata @> %(metadata)s")
+        values["metadata"] = Jsonb(query.metadata)
+    direction = "DESC NULLS FIRST" if query.descending else "ASC NULLS LAST"
+    return (
+        f"WHERE {' AND '.join(conditions)} ORDER BY t.{query.sort_by} {direction}, t.{id_column} {direction} "
+        "LIMIT %(limit)s OFFSET %(offset)s"
+    ), values
+
+
+def run_of(row: DictRow) -> RunRow:
+    return cast(
+        "RunRow",
+        {
+            **row,
+            "run_id": str(row["run_id"]),
+            "created_at": row["created_at"].astimezone(UTC),
+            "started_at": row["started_at"].astimezone(UTC),
+            "finished_at": None if row["finished_at"] is None else row["finished_at"].astimezone(UTC),
+        },
+    )
+
+
+def thread_values(thread: ThreadRow) -> dict[str, Any]:
+    return {
+        **thread,
+        "metadata": Jsonb(thread["metadata"]),
+        "config": Jsonb(thread["config"]),
+        **ttl_values(thread["ttl"]),
+    }
+
+
+def ttl_values(ttl: ThreadTTL | None) -> dict[str, Any]:
+    return {
+        "ttl_strategy": None if ttl is None else ttl["strategy"],
+        "ttl_minutes": None if ttl is None else ttl["ttl"],
+    }
+
+
+def thread_of(row: DictRow) -> ThreadRow:
+    strategy, minutes = row.pop("ttl_strategy"), row.pop("ttl_minutes")
+    return cast(
+        "ThreadRow",
+        {
+            **row,
+            "ttl": None if strategy is None else ThreadTTL(strategy=strategy, ttl=minutes),
+            "created_at": row["created_at"].astimezone(UTC),
+            "updated_at": row["updated_at"].astimezone(UTC),
+        },
+    )

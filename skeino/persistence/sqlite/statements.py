@@ -1,0 +1,187 @@
+"""The SQL of `SqliteMetadataStore`, and how its rows read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, cast
+
+from skeino.persistence.queries import Query, checked_owner
+from skeino.persistence.rows import ANY_OWNER, OwnerFilter, RunRow, ThreadRow, ThreadTTL
+
+RUN_COLUMNS = tuple(RunRow.__annotations__)
+ACTIVE = "status IN ('pending', 'running')"
+
+INSERT_THREAD = """
+    INSERT INTO app_threads
+        (thread_id, owner, status, metadata, config, ttl_strategy, ttl_minutes, created_at, updated_at)
+    VALUES (:thread_id, :owner, 'idle', :metadata, :config, :ttl_strategy, :ttl_minutes, :created_at, :updated_at)
+    ON CONFLICT (thread_id) DO NOTHING
+"""
+INSERT_RUN = f"""
+    INSERT INTO app_runs ({", ".join(RUN_COLUMNS)})
+    VALUES ({", ".join(f":{column}" for column in RUN_COLUMNS)})
+    ON CONFLICT (run_id) DO NOTHING
+"""
+ATTACH_RUN = f"""
+    UPDATE app_runs SET thread_id = :thread_id WHERE run_id = :run_id AND thread_id IS NULL AND {ACTIVE}
+"""
+FINISH_RUN = f"""
+    UPDATE app_runs SET
+        status = :status, finished_at = :finished_at, error = :error, http_status = :http_status,
+        metadata = :metadata, checkpoint_count = :checkpoint_count, first_checkpoint_id = :first_checkpoint_id,
+        last_checkpoint_id = :last_checkpoint_id, paused = :paused,
+        thread_id = coalesce(thread_id, (
+            SELECT t.thread_id FROM app_threads t
+            WHERE t.thread_id = :thread_id AND t.owner IS app_runs.owner
+        ))
+    WHERE run_id = :run_id AND worker_id = :worker_id AND {ACTIVE}
+"""
+SETTLE_THREAD = """
+    UPDATE app_threads SET status = :thread_status, updated_at = max(updated_at, :finished_at)
+    WHERE thread_id = (SELECT thread_id FROM app_runs WHERE run_id = :run_id)
+"""
+SETTLE_THREADS_OF_WORKER = f"""
+    UPDATE app_threads SET status = 'interrupted', updated_at = max(updated_at, :now)
+    WHERE thread_id IN (SELECT thread_id FROM app_runs WHERE worker_id = :worker_id AND {ACTIVE})
+"""
+INTERRUPT_RUNS = f"""
+    UPDATE app_runs SET status = 'interrupted', finished_at = :now, error = :error
+    WHERE worker_id = :worker_id AND {ACTIVE}
+"""
+IS_BUSY = f"EXISTS (SELECT 1 FROM app_runs r WHERE r.thread_id = t.thread_id AND r.{ACTIVE})"
+SELECT_THREADS = f"""
+    SELECT thread_id, owner, CASE WHEN {IS_BUSY} THEN 'busy' ELSE status END AS status, metadata, config,
+        ttl_strategy, ttl_minutes, created_at, updated_at
+    FROM app_threads t
+"""
+SELECT_RUNS = f"SELECT {', '.join(RUN_COLUMNS)} FROM app_runs t"
+_HAS_METADATA = """
+    EXISTS (SELECT 1 FROM json_each(t.metadata) j WHERE j.key = :{name}_key AND {test})
+"""
+
+
+def where_one(id_column: str, value: str, owner: OwnerFilter) -> tuple[str, dict[str, Any]]:
+    where, values = f"WHERE {id_column} = :id", {"id": value}
+    if checked_owner(owner) is not ANY_OWNER:
+        return f"{where} AND owner IS :owner", {**values, "owner": owner}
+    return where, values
+
+
+def search_clauses(query: Query, *, id_column: str, busy: str | None) -> tuple[str, dict[str, Any]]:
+    """The WHERE, ORDER BY and LIMIT of a search; every value is a parameter."""
+    conditions = ["TRUE"]
+    values: dict[str, Any] = {"limit": query.limit, "offset": query.offset}
+
+    def any_of(column: str, wanted: tuple[str, ...], name: str) -> str:
+        values[name] = json.dumps(wanted)
+        return f"{column} IN (SELECT value FROM json_each(:{name}))"
+
+    if query.statuses is not None:
+        if busy is None:
+            conditions.append(any_of("t.status", query.statuses, "statuses"))
+        else:
+            settled = any_of("t.status", tuple(one for one in query.statuses if one != "busy"), "statuses")
+            conditions.append(f"({busy} AND :busy OR NOT {busy} AND {settled})")
+            values["busy"] = "busy" in query.statuses
+    if query.ids is not None:
+        conditions.append(any_of(f"t.{id_column}", query.ids, "ids"))
+    if query.thread_id is not None:
+        conditions.append("t.thread_id = :thread_id")
+        values["thread_id"] = query.thread_id
+    if query.owner is not ANY_OWNER:
+        conditions.append("t.owner IS :owner")
+        values["owner"] = query.owner
+    if query.created_after is not None:
+        conditions.append("t.created_at >= :created_after")
+        values["created_after"] = text_of(query.created_after)
+    if query.created_before is not None:
+        conditions.append("t.created_at < :created_before")
+        values["created_before"] = text_of(query.created_before)
+    for number, (key, wanted) in enumerate((query.metadata or {}).items()):
+        name = f"metadata_{number}"
+        conditions.append(_HAS_METADATA.format(name=name, test=_json_test(wanted, f":{name}_value")))
+        values |= {f"{name}_key": key, f"{name}_value": wanted}
+    direction = "DESC NULLS FIRST" if query.descending else "ASC NULLS LAST"
+    return (
+        f"WHERE {' AND '.join(conditions)} ORDER BY t.{query.sort_by} {direction}, t.{id_column} {direction} "
+        "LIMIT :limit OFFSET :offset"
+    ), values
+
+
+def _json_test(wanted: object, parameter: str) -> str:
+    """How json_each's columns show a scalar (https://www.sqlite.org/json1.html#jeach)."""
+    if wanted is None:
+        return "j.type = 'null'"
+    if isinstance(wanted, bool):
+        return f"j.type = '{'true' if wanted else 'false'}'"
+    if isinstance(wanted, str):
+        return f"j.type = 'text' AND j.atom = {parameter}"
+    return f"j.type IN ('integer', 'real') AND j.atom = {parameter}"
+
+
+def run_values(run: RunRow) -> dict[str, Any]:
+    return {
+        **run,
+        "metadata": json_text(run["metadata"]),
+        "kwargs": json_text(run["kwargs"]),
+        "error": None if run["error"] is None else json.dumps(run["error"]),
+        "created_at": text_of(run["created_at"]),
+        "started_at": text_of(run["started_at"]),
+        "finished_at": None if run["finished_at"] is None else text_of(run["finished_at"]),
+    }
+
+
+def run_of(row: Any) -> RunRow:
+    values = dict(zip(RUN_COLUMNS, row, strict=True))
+    return cast(
+        "RunRow",
+        {
+            **values,
+            "metadata": json.loads(values["metadata"]),
+            "kwargs": json.loads(values["kwargs"]),
+            "error": None if values["error"] is None else json.loads(values["error"]),
+            "created_at": datetime.fromisoformat(values["created_at"]),
+            "started_at": datetime.fromisoformat(values["started_at"]),
+            "finished_at": None if values["finished_at"] is None else datetime.fromisoformat(values["finished_at"]),
+            "paused": bool(values["paused"]),
+        },
+    )
+
+
+def thread_values(thread: ThreadRow) -> dict[str, Any]:
+    ttl = thread["ttl"]
+    return {
+        "thread_id": thread["thread_id"],
+        "owner": thread["owner"],
+        "metadata": json_text(thread["metadata"]),
+        "config": json_text(thread["config"]),
+        "ttl_strategy": None if ttl is None else ttl["strategy"],
+        "ttl_minutes": None if ttl is None else ttl["ttl"],
+        "created_at": text_of(thread["created_at"]),
+        "updated_at": text_of(thread["updated_at"]),
+    }
+
+
+def thread_of(row: Any) -> ThreadRow:
+    thread_id, owner, status, metadata, config, strategy, minutes, created_at, updated_at = row
+    return ThreadRow(
+        thread_id=thread_id,
+        owner=owner,
+        status=status,
+        metadata=json.loads(metadata),
+        config=json.loads(config),
+        ttl=None if strategy is None else ThreadTTL(strategy=strategy, ttl=minutes),
+        created_at=datetime.fromisoformat(created_at),
+        updated_at=datetime.fromisoformat(updated_at),
+    )
+
+
+def json_text(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def text_of(moment: datetime) -> str:
+    """Of one width, so that text sorts as time does."""
+    return moment.astimezone(UTC).isoformat(timespec="microseconds")
