@@ -35,7 +35,7 @@ clean:
 
 $(VENV)/.demo-installed: pyproject.toml | $(VENV)/pyvenv.cfg
 	@echo "Installing skeino-asgi with its demo into $(VENV) (under a minute) ..."
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[demo,sqlite]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -e '.[all]'
 	@touch $@
 
 # The test tools include all that the demo needs.

@@ -1,7 +1,7 @@
 """Every error skeino raises on purpose: one tree under `SkeinoError`.
 
-Each leaf also derives from the standard library's nearest relative, so code that knows nothing of skeino can
-catch it (`except LookupError`). Messages are one sentence: what is wrong, where, and what to do. They never
+Where the standard library has a near relative, an error derives from it, too, so that code which knows nothing of
+skeino can catch it (`except LookupError`). Messages are one sentence: what is wrong, where, and what to do. They never
 carry a connection string, a password or a row's values.
 """
 

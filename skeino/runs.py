@@ -54,6 +54,7 @@ class Run:
         "_creates_thread",
         "_guarded",
         "_loop",
+        "_must_attach",
         "_store",
         "_thread_id",
         "ledger",
@@ -88,6 +89,7 @@ class Run:
         self._store = store
         self._guarded = guarded or owner is not None
         self._creates_thread = creates_thread
+        self._must_attach = False
         self._attached: set[str] = set()
         self._allowed: set[str] = set()
         self._loop = asyncio.get_running_loop()
@@ -112,7 +114,7 @@ class Run:
                 f"The run {self.run_id} belongs to another thread already: start a run of its own for each thread."
             )
         self._thread_id = validate_thread_id(thread_id)
-        self._creates_thread = True
+        self._creates_thread = self._must_attach = True
 
     @property
     def config(self) -> RunnableConfig:
@@ -133,8 +135,8 @@ class Run:
 
     @property
     def thread_to_attach(self) -> str | None:
-        """The thread that the row must still be given, and that may have to be created, before the run ends."""
-        return self._thread_id if self._creates_thread and self._thread_id not in self._attached else None
+        """The thread that the handler chose, or wrote to, and that the store has yet to make this run's."""
+        return self._thread_id if self._must_attach and self._thread_id not in self._attached else None
 
     def mark_attached(self, thread_id: str) -> None:
         """Note that the store has this thread as this run's, so that the saver need not ask."""
@@ -174,7 +176,7 @@ class Run:
         """`allow_write` for a saver's synchronous methods."""
         if thread_id not in self._attached and self._wait(self.allow_write(thread_id)):
             self._learn(thread_id)
-            self._creates_thread = True
+            self._must_attach = True
 
     def allow_read_blocking(self, thread_id: str) -> None:
         """`allow_read` for a saver's synchronous methods."""

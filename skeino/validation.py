@@ -69,10 +69,15 @@ def validate_json_object(value: object, name: str) -> dict[str, Any]:
     """
     if not isinstance(value, Mapping):
         raise InvalidInputError(f"{name} must be a mapping, not {type(value).__name__}.")
-    budget = [MAX_JSON_BYTES]
+    budget = [MAX_JSON_BYTES]  # counted down while copying, so that a huge value costs no more than the limit
     copied = _copy_json(value, name, 0, budget)
     assert isinstance(copied, dict)
     return copied
+
+
+def validate_optional_json_object(value: object, name: str) -> dict[str, Any]:
+    """As `validate_json_object`; None is an empty object."""
+    return {} if value is None else validate_json_object(value, name)
 
 
 def validate_metadata_filter(value: object) -> dict[str, Scalar]:
@@ -90,6 +95,8 @@ def validate_metadata_filter(value: object) -> dict[str, Scalar]:
 
 def _copy_json(value: object, where: str, depth: int, budget: list[int]) -> Any:
     budget[0] -= 8
+    if budget[0] < 0:
+        raise InvalidInputError(f"{where.split('[')[0]} is larger than {MAX_JSON_BYTES // 1024} KiB.")
     if depth > MAX_JSON_DEPTH:
         raise InvalidInputError(f"{where[:80]} is nested more than {MAX_JSON_DEPTH} deep.")
     if isinstance(value, str):
@@ -132,10 +139,13 @@ def validate_time(value: object, name: str) -> datetime:
     """The same moment in UTC.
 
     Raises:
-        InvalidInputError: it is no datetime, or has no time zone.
+        InvalidInputError: it is no datetime, has no time zone, or lies outside the years 2 to 9998: at the ends of
+            the calendar some time zone has no name for a moment of another.
     """
     if not isinstance(value, datetime):
         raise InvalidInputError(f"{name} must be a datetime, not {type(value).__name__}.")
     if value.utcoffset() is None:
         raise InvalidInputError(f"{name} has no time zone: use datetime.now(UTC) or .replace(tzinfo=UTC).")
+    if not 2 <= value.year <= 9998:
+        raise InvalidInputError(f"{name} is not in the years 2 to 9998.")
     return value.astimezone(UTC)

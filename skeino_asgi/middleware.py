@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Final
 
 from starlette.requests import HTTPConnection
 
-from skeino.errors import ConfigurationError, InvalidInputError, StoreUnavailableError, ThreadNotFoundError
+from skeino.errors import (
+    ConfigurationError,
+    InvalidInputError,
+    StoreError,
+    StoreUnavailableError,
+    ThreadNotFoundError,
+)
 from skeino.runs import Run, current_run_var
 from skeino.scrubbing import scrubbed
 from skeino.settings import SkeinoSettings
@@ -111,7 +117,7 @@ class RunMiddleware:
         except ThreadNotFoundError:
             await _refuse(send, 404, "thread_not_found", "There is no such thread.")
             return
-        except StoreUnavailableError as exc:
+        except StoreError as exc:
             logger.warning("A run could not be started: %s", exc)
             if self.tracker.settings.on_store_error == "untracked":
                 await self._serve_untracked(scope, receive, send)

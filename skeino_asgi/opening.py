@@ -109,16 +109,21 @@ class Opening:
             raise StoreUnavailableError("The server is shutting down: try again.")
         store = self.persistence.metadata_store
         run = Run(thread_id=thread_id, owner=owner, store=store, guarded=guarded, creates_thread=create_thread)
-        await store.start_run(
-            run.run_id,
-            worker_id=self.worker_id,
-            thread_id=thread_id,
-            create_thread=create_thread,
-            owner=owner,
-            metadata=metadata,
-            kwargs=kwargs,
-            created_at=run.started_at,
-        )
+        try:
+            await store.start_run(
+                run.run_id,
+                worker_id=self.worker_id,
+                thread_id=thread_id,
+                create_thread=create_thread,
+                owner=owner,
+                metadata=metadata,
+                kwargs=kwargs,
+                created_at=run.started_at,
+            )
+        except asyncio.CancelledError:  # its row may be there all the same
+            message = "The request was cancelled while its run was being started."
+            _ = self.finish(run, Outcome("interrupted", RunError(code="cancelled", type=None, message=message)))
+            raise
         if thread_id is not None and create_thread:
             run.mark_attached(thread_id)
         self._active.add(run.run_id)
@@ -179,7 +184,7 @@ class Opening:
                 if thread_to_attach is not None:
                     await store.attach_thread(run_id, thread_to_attach, owner=owner)
                 if not await store.finish_run(finish):
-                    logger.warning("The end of run %s came too late: its row had ended or was gone.", run_id)
+                    logger.info("The end of run %s changed nothing: its row had ended already, or is gone.", run_id)
             except StoreUnavailableError:
                 if delay is None:
                     logger.warning("The end of run %s (%s) could not yet be written.", run_id, finish["status"])
@@ -190,6 +195,9 @@ class Opening:
                     logger.error("The end of run %s could not be written: %s", run_id, exc)  # no driver's text
                     break
                 thread_to_attach = None  # another owner's thread, say: the run ends all the same
+            except Exception:  # a store's bug must not lose a run's end in silence
+                logger.exception("The end of run %s could not be written.", run_id)
+                return
             else:
                 break
         self._due.pop(run_id, None)

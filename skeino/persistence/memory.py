@@ -18,11 +18,12 @@ from skeino.errors import (
     ThreadExistsError,
     ThreadNotFoundError,
 )
-from skeino.persistence.protocol import RunSearch, ThreadSearch
+from skeino.persistence.protocol import NewThread, RunSearch, RunStart, ThreadSearch
 from skeino.persistence.queries import (
     Query,
     checked_error,
     checked_finish,
+    checked_if_exists,
     checked_owner,
     checked_ttl_change,
     new_run,
@@ -43,7 +44,14 @@ from skeino.persistence.rows import (
     ThreadTTL,
 )
 from skeino.persistence.stamping import RunStampMixin
-from skeino.validation import Scalar, validate_json_object, validate_run_id, validate_thread_id
+from skeino.validation import (
+    Scalar,
+    validate_id,
+    validate_json_object,
+    validate_optional_json_object,
+    validate_run_id,
+    validate_thread_id,
+)
 
 RowT = TypeVar("RowT", ThreadRow, RunRow)
 
@@ -85,44 +93,26 @@ class InMemoryMetadataStore:
 
     # ── A run's life ─────────────────────────────────────────────────────────────────────────────────────
 
-    async def start_run(
-        self,
-        run_id: str,
-        *,
-        worker_id: str,
-        thread_id: str | None = None,
-        create_thread: bool = True,
-        owner: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        kwargs: Mapping[str, Any] | None = None,
-        created_at: datetime | None = None,
-    ) -> None:
-        row = new_run(
-            run_id,
-            worker_id=worker_id,
-            thread_id=thread_id,
-            owner=owner,
-            metadata=metadata,
-            kwargs=kwargs,
-            created_at=created_at,
-        )
+    async def start_run(self, run_id: str, *, worker_id: str, **start: Unpack[RunStart]) -> None:
+        run = new_run(run_id, worker_id, start)
+        thread_id, owner, create_thread = run["thread_id"], run["owner"], start.get("create_thread", True)
         if thread_id is not None:
             self._refuse_other_owner(thread_id, owner)
         if run_id in self._runs:
             return
         if thread_id is not None and create_thread:
-            self._threads.setdefault(thread_id, new_thread(thread_id, owner=owner, created_at=row["created_at"]))
+            self._threads.setdefault(thread_id, new_thread(thread_id, {"owner": owner}, run["created_at"]))
             self._active.setdefault(thread_id, set()).add(run_id)
         else:
-            row["thread_id"] = None
-        self._runs[run_id] = row
+            run["thread_id"] = None
+        self._runs[run_id] = run
         self._forget_the_oldest()
 
     async def attach_thread(self, run_id: str, thread_id: str, *, owner: str | None) -> None:
-        thread = new_thread(thread_id, owner=owner)
+        thread = new_thread(thread_id, {"owner": owner})
+        run = self._runs.get(validate_run_id(run_id))
         self._refuse_other_owner(thread_id, owner)
         self._threads.setdefault(thread_id, thread)
-        run = self._runs.get(validate_run_id(run_id))
         if run is not None and run["thread_id"] is None and run["status"] in ACTIVE_STATUSES:
             run["thread_id"] = thread_id
             self._active.setdefault(thread_id, set()).add(run_id)
@@ -138,6 +128,7 @@ class InMemoryMetadataStore:
         return True
 
     async def interrupt_runs(self, worker_id: str, error: RunError) -> int:
+        validate_id(worker_id, "worker_id")
         checked = checked_error(error)
         now = datetime.now(UTC)
         mine = [
@@ -151,8 +142,8 @@ class InMemoryMetadataStore:
     # ── Runs ─────────────────────────────────────────────────────────────────────────────────────────────
 
     async def get_run(self, run_id: str, *, owner: OwnerFilter = ANY_OWNER) -> RunRow | None:
-        run = self._runs.get(validate_run_id(run_id))
-        return deepcopy(run) if run is not None and _is_of(run, checked_owner(owner)) else None
+        run, owner = self._runs.get(validate_run_id(run_id)), checked_owner(owner)
+        return deepcopy(run) if run is not None and _is_of(run, owner) else None
 
     async def search_runs(self, **search: Unpack[RunSearch]) -> list[RunRow]:
         query = run_query(search)
@@ -163,8 +154,8 @@ class InMemoryMetadataStore:
 
     async def update_run(self, run_id: str, *, metadata: Mapping[str, Any], owner: OwnerFilter = ANY_OWNER) -> RunRow:
         changes = validate_json_object(metadata, "metadata")
-        run = self._runs.get(validate_run_id(run_id))
-        if run is None or not _is_of(run, checked_owner(owner)):
+        run, owner = self._runs.get(validate_run_id(run_id)), checked_owner(owner)
+        if run is None or not _is_of(run, owner):
             raise RunNotFoundError(f"There is no run {run_id}.")
         run["metadata"] |= changes
         return deepcopy(run)
@@ -172,25 +163,19 @@ class InMemoryMetadataStore:
     # ── Threads ──────────────────────────────────────────────────────────────────────────────────────────
 
     async def create_thread(
-        self,
-        thread_id: str,
-        *,
-        owner: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        config: Mapping[str, Any] | None = None,
-        ttl: ThreadTTL | None = None,
-        if_exists: Literal["raise", "do_nothing"] = "raise",
+        self, thread_id: str, *, if_exists: Literal["raise", "do_nothing"] = "raise", **thread: Unpack[NewThread]
     ) -> ThreadRow:
-        thread = new_thread(thread_id, owner=owner, metadata=metadata, config=config, ttl=ttl)
+        checked_if_exists(if_exists)
+        row = new_thread(thread_id, thread)
         if thread_id in self._threads:
             if if_exists == "raise":
                 raise ThreadExistsError(f"There is a thread {thread_id!r} already.")
-            self._refuse_other_owner(thread_id, owner)
-        return self._seen(self._threads.setdefault(thread_id, thread))
+            self._refuse_other_owner(thread_id, row["owner"])
+        return self._seen(self._threads.setdefault(thread_id, row))
 
     async def get_thread(self, thread_id: str, *, owner: OwnerFilter = ANY_OWNER) -> ThreadRow | None:
-        thread = self._threads.get(validate_thread_id(thread_id))
-        return self._seen(thread) if thread is not None and _is_of(thread, checked_owner(owner)) else None
+        thread, owner = self._threads.get(validate_thread_id(thread_id)), checked_owner(owner)
+        return self._seen(thread) if thread is not None and _is_of(thread, owner) else None
 
     async def search_threads(self, **search: Unpack[ThreadSearch]) -> list[ThreadRow]:
         threads = (self._seen(thread) for thread in self._threads.values())
@@ -205,11 +190,11 @@ class InMemoryMetadataStore:
         ttl: ThreadTTL | Literal["keep"] | None = "keep",
         owner: OwnerFilter = ANY_OWNER,
     ) -> ThreadRow:
-        merged = validate_json_object(metadata or {}, "metadata")
+        merged = validate_optional_json_object(metadata, "metadata")
         replaced = None if config is None else validate_json_object(config, "config")
         new_ttl = checked_ttl_change(ttl)
-        thread = self._threads.get(validate_thread_id(thread_id))
-        if thread is None or not _is_of(thread, checked_owner(owner)):
+        thread, owner = self._threads.get(validate_thread_id(thread_id)), checked_owner(owner)
+        if thread is None or not _is_of(thread, owner):
             raise ThreadNotFoundError(f"There is no thread {thread_id!r}.")
         thread["metadata"] |= merged
         if replaced is not None:
@@ -227,10 +212,11 @@ class InMemoryMetadataStore:
         owner: OwnerFilter = ANY_OWNER,
         ignore_run: str | None = None,
     ) -> None:
-        thread = self._threads.get(validate_thread_id(thread_id))
-        if thread is None or not _is_of(thread, checked_owner(owner)):
+        ignored = set() if ignore_run is None else {validate_run_id(ignore_run)}
+        thread, owner = self._threads.get(validate_thread_id(thread_id)), checked_owner(owner)
+        if thread is None or not _is_of(thread, owner):
             raise ThreadNotFoundError(f"There is no thread {thread_id!r}.")
-        if not force and self._active.get(thread_id, set()) - {ignore_run}:
+        if not force and self._active.get(thread_id, set()) - ignored:
             raise ThreadBusyError(f"The thread {thread_id!r} has an active run: wait for it, or use force=True.")
         del self._threads[thread_id]
         self._active.pop(thread_id, None)

@@ -36,6 +36,37 @@ DEFAULT_LIMIT = 100
 MAX_LIMIT = 1000
 
 
+class RunStart(TypedDict, total=False):
+    """What may be known when a run starts."""
+
+    thread_id: str | None
+    """The thread that the run works on; its status reads `busy` until the run ends."""
+    create_thread: bool
+    """Default True. False for a run that only reads: it is not tied to the thread until it ends, so the thread is
+    neither created nor busy. It is refused all the same if another owns the thread."""
+    owner: str | None
+    """The tenant or user; a thread created here gets it, an existing one must have the same."""
+    metadata: Mapping[str, Any] | None
+    """A JSON object kept with the run."""
+    kwargs: Mapping[str, Any] | None
+    """A JSON object that says what was asked: method and path of a request, say."""
+    created_at: datetime | None
+    """Aware; default now."""
+
+
+class NewThread(TypedDict, total=False):
+    """What may be known of a new thread."""
+
+    owner: str | None
+    """The tenant or user it belongs to, for good."""
+    metadata: Mapping[str, Any] | None
+    """A JSON object to search by."""
+    config: Mapping[str, Any] | None
+    """A JSON object."""
+    ttl: ThreadTTL | None
+    """How long it lives after its last change; None is for ever."""
+
+
 class Search(TypedDict, total=False):
     """The conditions that searches for threads and for runs share; rows must satisfy every one given."""
 
@@ -83,18 +114,7 @@ class MetadataStoreProtocol(Protocol):
 
     # ── A run's life ─────────────────────────────────────────────────────────────────────────────────────
 
-    async def start_run(
-        self,
-        run_id: str,
-        *,
-        worker_id: str,
-        thread_id: str | None = None,
-        create_thread: bool = True,
-        owner: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        kwargs: Mapping[str, Any] | None = None,
-        created_at: datetime | None = None,
-    ) -> None:
+    async def start_run(self, run_id: str, *, worker_id: str, **start: Unpack[RunStart]) -> None:
         """Write the run's row, `running`, and its thread's if there is none; committed when this returns.
 
         Safe to repeat: the second call with the same `run_id` changes nothing.
@@ -102,13 +122,7 @@ class MetadataStoreProtocol(Protocol):
         Args:
             run_id: a UUID made by the caller.
             worker_id: the process that owns the run; only it may finish it.
-            thread_id: the thread that the run works on; its status reads `busy` until the run ends.
-            create_thread: False for a run that only reads: it is not tied to the thread until it ends, so
-                the thread is neither created nor busy. It is refused all the same if another owns the thread.
-            owner: the tenant or user; a thread created here gets it, an existing one must have the same.
-            metadata: JSON object kept with the run.
-            kwargs: JSON object that says what was asked (method and path of a request, say).
-            created_at: aware; default now.
+            start: what else is known; see `RunStart`.
 
         Raises:
             ThreadNotFoundError: the thread belongs to another owner. Nothing was written.
@@ -163,14 +177,7 @@ class MetadataStoreProtocol(Protocol):
     # ── Threads ──────────────────────────────────────────────────────────────────────────────────────────
 
     async def create_thread(
-        self,
-        thread_id: str,
-        *,
-        owner: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        config: Mapping[str, Any] | None = None,
-        ttl: ThreadTTL | None = None,
-        if_exists: Literal["raise", "do_nothing"] = "raise",
+        self, thread_id: str, *, if_exists: Literal["raise", "do_nothing"] = "raise", **thread: Unpack[NewThread]
     ) -> ThreadRow:
         """Write a thread's row and return it; with `if_exists="do_nothing"` an existing one as it is.
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from skeino.errors import InvalidInputError
 from skeino.persistence.protocol import (
     DEFAULT_LIMIT,
     MAX_LIMIT,
+    NewThread,
     RunSearch,
     RunSort,
+    RunStart,
     Search,
     SortOrder,
     ThreadSearch,
@@ -35,6 +37,7 @@ from skeino.validation import (
     validate_id,
     validate_json_object,
     validate_metadata_filter,
+    validate_optional_json_object,
     validate_run_id,
     validate_thread_id,
     validate_time,
@@ -93,13 +96,6 @@ def thread_query(search: ThreadSearch) -> Query:
     )
 
 
-def _refuse_unknown(search: Search, known: frozenset[str]) -> None:
-    """A misspelt condition would match everything."""
-    for name in search:
-        if name not in known:
-            raise TypeError(f"a search takes no argument {name!r}: known are {', '.join(sorted(known))}")
-
-
 def _query(
     search: Search,
     *,
@@ -125,21 +121,14 @@ def _query(
     )
 
 
-def new_run(
-    run_id: str,
-    *,
-    worker_id: str,
-    thread_id: str | None = None,
-    owner: str | None = None,
-    metadata: Mapping[str, Any] | None = None,
-    kwargs: Mapping[str, Any] | None = None,
-    created_at: datetime | None = None,
-) -> RunRow:
+def new_run(run_id: str, worker_id: str, start: RunStart) -> RunRow:
     """The row that `start_run` writes, checked.
 
     Raises:
         InvalidInputError: an id or a JSON value is not storable.
     """
+    _refuse_unknown(start, RunStart.__optional_keys__)
+    thread_id, owner, created_at = start.get("thread_id"), start.get("owner"), start.get("created_at")
     now = datetime.now(UTC) if created_at is None else validate_time(created_at, "created_at")
     return RunRow(
         run_id=validate_run_id(run_id),
@@ -147,8 +136,8 @@ def new_run(
         owner=None if owner is None else validate_id(owner, "owner"),
         worker_id=validate_id(worker_id, "worker_id"),
         status="running",
-        metadata=validate_json_object(metadata or {}, "metadata"),
-        kwargs=validate_json_object(kwargs or {}, "kwargs"),
+        metadata=validate_optional_json_object(start.get("metadata"), "metadata"),
+        kwargs=validate_optional_json_object(start.get("kwargs"), "kwargs"),
         error=None,
         http_status=None,
         created_at=now,
@@ -161,28 +150,22 @@ def new_run(
     )
 
 
-def new_thread(
-    thread_id: str,
-    *,
-    owner: str | None = None,
-    metadata: Mapping[str, Any] | None = None,
-    config: Mapping[str, Any] | None = None,
-    ttl: ThreadTTL | None = None,
-    created_at: datetime | None = None,
-) -> ThreadRow:
+def new_thread(thread_id: str, thread: NewThread, created_at: datetime | None = None) -> ThreadRow:
     """The row of a new thread, checked.
 
     Raises:
         InvalidInputError: an id or a JSON value is not storable.
     """
+    _refuse_unknown(thread, NewThread.__optional_keys__)
+    owner = thread.get("owner")
     now = datetime.now(UTC) if created_at is None else created_at
     return ThreadRow(
         thread_id=validate_thread_id(thread_id),
         owner=None if owner is None else validate_id(owner, "owner"),
         status="idle",
-        metadata=validate_json_object(metadata or {}, "metadata"),
-        config=validate_json_object(config or {}, "config"),
-        ttl=checked_ttl(ttl),
+        metadata=validate_optional_json_object(thread.get("metadata"), "metadata"),
+        config=validate_optional_json_object(thread.get("config"), "config"),
+        ttl=checked_ttl(thread.get("ttl")),
         created_at=now,
         updated_at=now,
     )
@@ -196,6 +179,7 @@ def checked_finish(finish: RunFinish) -> RunFinish:
     """
     checked = finish.copy()
     validate_run_id(finish["run_id"])
+    validate_id(finish["worker_id"], "worker_id")
     _one_of(finish["status"], TERMINAL_STATUSES, "status")
     checked["finished_at"] = validate_time(finish["finished_at"], "finished_at")
     if finish["thread_id"] is not None:
@@ -205,7 +189,9 @@ def checked_finish(finish: RunFinish) -> RunFinish:
     if finish["http_status"] is not None:
         _whole_number(finish["http_status"], "http_status", 100, 999)
     checked["metadata"] = validate_json_object(finish["metadata"], "metadata")
-    checked["error"] = checked_error(finish["error"])
+    checked["error"] = None if finish["error"] is None else checked_error(finish["error"])
+    if not isinstance(cast("object", finish["paused"]), bool):
+        raise InvalidInputError("paused must be True or False.")
     _whole_number(finish["checkpoint_count"], "checkpoint_count", 0, 2**31 - 1)
     for name in ("first_checkpoint_id", "last_checkpoint_id"):
         if (checkpoint_id := finish[name]) is not None:
@@ -213,19 +199,28 @@ def checked_finish(finish: RunFinish) -> RunFinish:
     return checked
 
 
-def checked_error(error: RunError | None) -> RunError | None:
-    """A copy of a run's error, checked for what a database would refuse."""
-    if error is None:
-        return None
+def checked_error(error: RunError) -> RunError:
+    """A copy of a run's error, checked.
+
+    Raises:
+        InvalidInputError: it is not what `RunError` says.
+    """
     copied = validate_json_object(error, "error")
-    return RunError(code=copied["code"], type=copied["type"], message=copied["message"])
+    if not (
+        set(copied) == {"code", "type", "message"}
+        and isinstance(copied["code"], str)
+        and isinstance(copied["message"], str)
+        and isinstance(copied["type"], str | None)
+    ):
+        raise InvalidInputError("error must have a code, a type (or None) and a message, all of them text.")
+    return cast("RunError", copied)
 
 
 def checked_ttl(ttl: ThreadTTL | None) -> ThreadTTL | None:
     """A copy of a thread's TTL, checked: minutes above zero and a known strategy."""
     if ttl is None:
         return None
-    if set(ttl) != {"strategy", "ttl"}:
+    if not isinstance(cast("object", ttl), Mapping) or set(ttl) != {"strategy", "ttl"}:
         raise InvalidInputError("ttl must be {'strategy': 'delete' or 'keep_latest', 'ttl': minutes}.")
     _one_of(ttl["strategy"], ("delete", "keep_latest"), "ttl's strategy")
     minutes: object = ttl["ttl"]
@@ -234,26 +229,42 @@ def checked_ttl(ttl: ThreadTTL | None) -> ThreadTTL | None:
     return ThreadTTL(strategy=ttl["strategy"], ttl=float(minutes))
 
 
+def checked_if_exists(choice: str) -> str:
+    """`create_thread`'s choice, checked."""
+    return _one_of(choice, ("raise", "do_nothing"), "if_exists")
+
+
 def checked_ttl_change(ttl: ThreadTTL | Literal["keep"] | None) -> ThreadTTL | Literal["keep"] | None:
     """As `checked_ttl`; "keep" leaves the thread's TTL as it is."""
     return "keep" if ttl == "keep" else checked_ttl(ttl)
 
 
+def _refuse_unknown(given: Mapping[str, Any], known: frozenset[str]) -> None:
+    """What Python does for named parameters: a misspelt condition would match everything."""
+    for name in given:
+        if name not in known:
+            raise TypeError(f"there is no argument {name!r}: known are {', '.join(sorted(known))}")
+
+
 def _statuses(status: str | Collection[str] | None, known: tuple[str, ...]) -> tuple[str, ...] | None:
     if status is None:
         return None
-    wanted = (status,) if isinstance(status, str) else tuple(status)
+    wanted = (status,) if isinstance(status, str) else _members(status, "status")
     return tuple(dict.fromkeys(_one_of(one, known, "status") for one in wanted))
 
 
 def _ids(ids: Collection[str] | None, validate: Any) -> tuple[str, ...] | None:
     if ids is None:
         return None
-    if isinstance(ids, str):
-        raise InvalidInputError("ids must be a collection of ids, not one string.")
-    if len(ids) > MAX_LIMIT:
-        raise InvalidInputError(f"ids has {len(ids)} entries: at most {MAX_LIMIT} are allowed.")
-    return tuple(dict.fromkeys(validate(one) for one in ids))
+    return tuple(dict.fromkeys(validate(one) for one in _members(ids, "ids")))
+
+
+def _members(values: object, name: str) -> tuple[object, ...]:
+    if isinstance(values, str | bytes) or not isinstance(values, Collection):
+        raise InvalidInputError(f"{name} must be a collection, not {type(values).__name__}.")
+    if len(values) > MAX_LIMIT:
+        raise InvalidInputError(f"{name} has {len(values)} entries: at most {MAX_LIMIT} are allowed.")
+    return tuple(values)
 
 
 def checked_owner(owner: OwnerFilter) -> OwnerFilter:

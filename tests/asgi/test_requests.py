@@ -253,3 +253,18 @@ async def test_a_handler_may_delete_the_thread_it_works_on(settings: SkeinoSetti
             assert await store_of(wrapped).get_thread("t1") is None
             config: Any = {"configurable": {"thread_id": "t1"}}
             assert await wrapped.tracker.checkpointer.aget_tuple(config) is None
+
+
+async def test_a_mere_look_at_a_thread_does_not_create_it(settings: SkeinoSettings) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await compiled(scope["state"]["checkpointer"]).aget_state({"configurable": {"thread_id": "peeked"}})
+        await answering()(scope, receive, send)
+
+    wrapped = RunMiddleware(app, settings=settings)
+    async with connected(wrapped) as client:
+        response = await client.post("/")
+        assert (await ended(store_of(wrapped), response.headers["x-run-id"]))["thread_id"] is None
+        assert await store_of(wrapped).get_thread("peeked") is None
+        await store_of(wrapped).create_thread("peeked")
+        response = await client.post("/")
+        assert (await ended(store_of(wrapped), response.headers["x-run-id"]))["thread_id"] == "peeked"

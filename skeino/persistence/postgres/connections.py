@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import select
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
@@ -68,8 +69,24 @@ class PostgresDatabase:
             InvalidInputError, SchemaError, StoreError: as `translated_errors`.
         """
         with translated_errors(self.place):
-            async with asyncio.timeout(self._operation_timeout), self.pool.connection() as connection:
-                yield connection
+            async with asyncio.timeout(self._operation_timeout):
+                connection = await self._checked_out()
+                try:
+                    yield connection
+                finally:
+                    await self.pool.putconn(connection)
+
+    async def _checked_out(self) -> Connection:
+        """A connection that is alive. The pool's own `check` waits a second and more after each dead one it finds,
+        so a pool whose connections were all killed would be of no use until its time limit.
+        """
+        deadline = time.monotonic() + self.pool.timeout
+        while True:
+            connection = await self.pool.getconn(timeout=deadline - time.monotonic())
+            if is_alive(connection):
+                return connection
+            await connection.close()
+            await self.pool.putconn(connection)  # which makes the pool open another
 
     async def fetch(self, statement: str, values: dict[str, Any]) -> list[DictRow]:
         """The rows of one statement, which is a transaction of its own."""
@@ -125,7 +142,6 @@ async def open_database(spec: CheckpointerSpec) -> AsyncIterator[PostgresDatabas
         timeout=options["pool_timeout"],
         max_waiting=options["pool_max_waiting"],
         reconnect_timeout=options["pool_timeout"],
-        check=check_connection,
         name="skeino",
         open=False,
     )
@@ -136,21 +152,22 @@ async def open_database(spec: CheckpointerSpec) -> AsyncIterator[PostgresDatabas
         await pool.close(timeout=options["pool_timeout"])
 
 
-async def check_connection(connection: AsyncConnection[Any]) -> None:
-    """Refuse a connection that the server has closed, without a round trip.
+def is_alive(connection: AsyncConnection[Any]) -> bool:
+    """Whether the server still holds this idle connection, as far as can be told without a round trip.
 
     An idle connection has nothing to read unless the server said good-bye: a poll of its socket takes
     microseconds, where `SELECT 1` doubles the round trips of a short operation.
-
-    Raises:
-        psycopg.OperationalError: it is dead; the pool then takes another.
     """
     poll = select.poll()
     poll.register(connection.fileno(), select.POLLIN)
-    if poll.poll(0):
-        connection.pgconn.consume_input()  # raises, or the next look at the status tells
-        if connection.pgconn.status != psycopg.pq.ConnStatus.OK:
-            raise psycopg.OperationalError("the server closed the connection")
+    try:
+        while poll.poll(0):  # first its last words, then the end of the stream
+            connection.pgconn.consume_input()
+            if connection.pgconn.status != psycopg.pq.ConnStatus.OK:
+                return False
+    except psycopg.OperationalError:
+        return False
+    return True
 
 
 @contextmanager
@@ -201,11 +218,12 @@ def _parameters_of(spec: CheckpointerSpec) -> dict[str, Any]:
         )
     try:
         return conninfo.conninfo_to_dict(uri)
-    except psycopg.ProgrammingError:  # its text repeats the string, password and all
-        raise ConfigurationError(
-            "checkpointer_uri is no PostgreSQL connection string: write postgresql://user@host:5432/database, and "
-            "percent-encode special characters of the password."
-        ) from None
+    except psycopg.ProgrammingError:
+        pass  # its text repeats the string, password and all: ours is raised outside, and does not refer to it
+    raise ConfigurationError(
+        "checkpointer_uri is no PostgreSQL connection string: write postgresql://user@host:5432/database, and "
+        "percent-encode special characters of the password."
+    )
 
 
 def _place_of(parameters: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC
 from typing import Any, cast
 
@@ -36,12 +37,19 @@ START_READING_RUN = f"""
     ON CONFLICT (run_id) DO NOTHING
     RETURNING run_id
 """
-# A thread that another transaction commits meanwhile is in neither `created` nor the statement's snapshot: the
-# run is not inserted then, and the statement is repeated.
-_OWN_THREAD = """
+
+
+def _with_own_thread(condition: str) -> str:
+    """The thread, made if there is none and the condition holds; nothing if it is another owner's.
+
+    A thread that another transaction commits meanwhile is in neither part, for it is newer than the statement's
+    snapshot: then nothing is found, and the statement is to be repeated.
+    """
+    return f"""
     WITH created AS (
         INSERT INTO app_threads (thread_id, owner, status, metadata, config, created_at, updated_at)
-        VALUES (%(thread_id)s, %(owner)s, 'idle', '{}', '{}', %(created_at)s, %(created_at)s)
+        SELECT %(thread_id)s, %(owner)s, 'idle', '{{}}', '{{}}', %(created_at)s, %(created_at)s
+        WHERE {condition}
         ON CONFLICT (thread_id) DO NOTHING
         RETURNING thread_id
     ), thread AS (
@@ -49,9 +57,11 @@ _OWN_THREAD = """
         UNION ALL
         SELECT thread_id FROM app_threads WHERE thread_id = %(thread_id)s AND owner IS NOT DISTINCT FROM %(owner)s
     )
-"""
+    """
+
+
 START_RUN_ON_THREAD = f"""
-    {_OWN_THREAD}
+    {_with_own_thread("NOT EXISTS (SELECT FROM app_runs WHERE run_id = %(run_id)s)")}
     INSERT INTO app_runs ({", ".join(RUN_COLUMNS)})
     SELECT {", ".join("thread.thread_id" if column == "thread_id" else f"%({column})s" for column in RUN_COLUMNS)}
     FROM thread
@@ -59,7 +69,7 @@ START_RUN_ON_THREAD = f"""
     RETURNING run_id
 """
 ATTACH_RUN = f"""
-    {_OWN_THREAD}, attached AS (
+    {_with_own_thread("TRUE")}, attached AS (
         UPDATE app_runs SET thread_id = thread.thread_id FROM thread
         WHERE run_id = %(run_id)s AND app_runs.thread_id IS NULL AND {ACTIVE}
     )
@@ -102,12 +112,16 @@ INTERRUPT_RUNS = f"""
     SELECT count(*) AS number FROM finished
 """
 IS_BUSY = f"EXISTS (SELECT FROM app_runs r WHERE r.thread_id = t.thread_id AND r.{ACTIVE})"
-SELECT_THREADS = f"""
-    SELECT thread_id, owner, CASE WHEN {IS_BUSY} THEN 'busy' ELSE status END AS status, metadata, config,
-        ttl_strategy, ttl_minutes, created_at, updated_at
-    FROM app_threads t
+# JSON comes as text: jsonb spells 1e23 with all its digits, and only our own reading makes a float of it again.
+THREAD_FIELDS = f"""
+    thread_id, owner, CASE WHEN {IS_BUSY} THEN 'busy' ELSE status END AS status, metadata::text AS metadata,
+    config::text AS config, ttl_strategy, ttl_minutes, created_at, updated_at
 """
-SELECT_RUNS = f"SELECT {', '.join(RUN_COLUMNS)} FROM app_runs t"
+RUN_FIELDS = ", ".join(
+    f"{column}::text AS {column}" if column in ("metadata", "kwargs", "error") else column for column in RUN_COLUMNS
+)
+SELECT_THREADS = f"SELECT {THREAD_FIELDS} FROM app_threads t"
+SELECT_RUNS = f"SELECT {RUN_FIELDS} FROM app_runs t"
 
 
 def where_one(id_column: str, value: str, owner: OwnerFilter) -> tuple[str, dict[str, Any]]:
@@ -159,6 +173,9 @@ def run_of(row: DictRow) -> RunRow:
         {
             **row,
             "run_id": str(row["run_id"]),
+            "metadata": _json_of(row["metadata"]),
+            "kwargs": _json_of(row["kwargs"]),
+            "error": None if row["error"] is None else _json_of(row["error"]),
             "created_at": row["created_at"].astimezone(UTC),
             "started_at": row["started_at"].astimezone(UTC),
             "finished_at": None if row["finished_at"] is None else row["finished_at"].astimezone(UTC),
@@ -188,8 +205,20 @@ def thread_of(row: DictRow) -> ThreadRow:
         "ThreadRow",
         {
             **row,
+            "metadata": _json_of(row["metadata"]),
+            "config": _json_of(row["config"]),
             "ttl": None if strategy is None else ThreadTTL(strategy=strategy, ttl=minutes),
             "created_at": row["created_at"].astimezone(UTC),
             "updated_at": row["updated_at"].astimezone(UTC),
         },
     )
+
+
+def _json_of(text: str) -> Any:
+    return json.loads(text, parse_int=_number)
+
+
+def _number(digits: str) -> int | float:
+    """An integer of more than 64 bits is none that was stored, but a float that jsonb has spelt out."""
+    value = int(digits)
+    return value if -(2**63) <= value < 2**63 else float(digits)

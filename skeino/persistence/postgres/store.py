@@ -28,12 +28,13 @@ from skeino.persistence.postgres.statements import (
     INSERT_THREAD,
     INTERRUPT_RUNS,
     IS_BUSY,
-    RUN_COLUMNS,
+    RUN_FIELDS,
     SELECT_RUNS,
     SELECT_THREADS,
     START_READING_RUN,
     START_RUN,
     START_RUN_ON_THREAD,
+    THREAD_FIELDS,
     WAS_FINISHED_SO,
     run_of,
     search_clauses,
@@ -42,10 +43,11 @@ from skeino.persistence.postgres.statements import (
     ttl_values,
     where_one,
 )
-from skeino.persistence.protocol import RunSearch, ThreadSearch
+from skeino.persistence.protocol import NewThread, RunSearch, RunStart, ThreadSearch
 from skeino.persistence.queries import (
     checked_error,
     checked_finish,
+    checked_if_exists,
     checked_ttl_change,
     new_run,
     new_thread,
@@ -53,11 +55,17 @@ from skeino.persistence.queries import (
     thread_query,
 )
 from skeino.persistence.rows import ANY_OWNER, OwnerFilter, RunError, RunFinish, RunRow, ThreadRow, ThreadTTL
-from skeino.validation import validate_json_object, validate_run_id, validate_thread_id
+from skeino.validation import (
+    validate_id,
+    validate_json_object,
+    validate_optional_json_object,
+    validate_run_id,
+    validate_thread_id,
+)
 
 T = TypeVar("T")
 
-_ATTEMPTS: Final = 5
+_ATTEMPTS: Final = 20
 
 
 class MetadataStore:
@@ -68,46 +76,28 @@ class MetadataStore:
 
     # ── A run's life ─────────────────────────────────────────────────────────────────────────────────────
 
-    async def start_run(
-        self,
-        run_id: str,
-        *,
-        worker_id: str,
-        thread_id: str | None = None,
-        create_thread: bool = True,
-        owner: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        kwargs: Mapping[str, Any] | None = None,
-        created_at: datetime | None = None,
-    ) -> None:
-        run = new_run(
-            run_id,
-            worker_id=worker_id,
-            thread_id=thread_id,
-            owner=owner,
-            metadata=metadata,
-            kwargs=kwargs,
-            created_at=created_at,
-        )
+    async def start_run(self, run_id: str, *, worker_id: str, **start: Unpack[RunStart]) -> None:
+        run = new_run(run_id, worker_id, start)
+        thread_id, owner, create_thread = run["thread_id"], run["owner"], start.get("create_thread", True)
         values = {**run, "metadata": Jsonb(run["metadata"]), "kwargs": Jsonb(run["kwargs"])}
         if thread_id is None:
             await self._database.fetch(START_RUN, values)
             return
         statement = START_RUN_ON_THREAD if create_thread else START_READING_RUN
         for _ in range(_ATTEMPTS):
-            if await self._database.fetch(statement, values):
-                return
-            if await self.get_run(run_id) is not None:
+            if await _repeated(lambda: self._database.fetch(statement, values)):
                 return
             await self._refuse_other_owner(thread_id, owner)
+            if await self.get_run(run_id) is not None:
+                return
         raise StoreError(f"The thread {thread_id!r} comes and goes: the run could not be tied to it.")
 
     async def attach_thread(self, run_id: str, thread_id: str, *, owner: str | None) -> None:
         validate_run_id(run_id)
-        thread = new_thread(thread_id, owner=owner)
+        thread = new_thread(thread_id, {"owner": owner})
         values = {"run_id": run_id, "thread_id": thread_id, "owner": owner, "created_at": thread["created_at"]}
         for _ in range(_ATTEMPTS):
-            if await self._database.fetch(ATTACH_RUN, values):
+            if await _repeated(lambda: self._database.fetch(ATTACH_RUN, values)):
                 return
             await self._refuse_other_owner(thread_id, owner)
         raise StoreError(f"The thread {thread_id!r} comes and goes: the run could not be tied to it.")
@@ -124,6 +114,7 @@ class MetadataStore:
         return bool(await self._database.fetch(WAS_FINISHED_SO, values))
 
     async def interrupt_runs(self, worker_id: str, error: RunError) -> int:
+        validate_id(worker_id, "worker_id")
         values = {"worker_id": worker_id, "now": datetime.now(UTC), "error": Jsonb(checked_error(error))}
         rows = await _repeated(lambda: self._database.fetch(INTERRUPT_RUNS, values))
         number: int = rows[0]["number"]
@@ -144,8 +135,7 @@ class MetadataStore:
         where, values = where_one("run_id", validate_run_id(run_id), owner)
         values["metadata"] = Jsonb(validate_json_object(metadata, "metadata"))
         rows = await self._database.fetch(
-            f"UPDATE app_runs SET metadata = metadata || %(metadata)s {where} RETURNING {', '.join(RUN_COLUMNS)}",
-            values,
+            f"UPDATE app_runs SET metadata = metadata || %(metadata)s {where} RETURNING {RUN_FIELDS}", values
         )
         if not rows:
             raise RunNotFoundError(f"There is no run {run_id}.")
@@ -154,22 +144,16 @@ class MetadataStore:
     # ── Threads ──────────────────────────────────────────────────────────────────────────────────────────
 
     async def create_thread(
-        self,
-        thread_id: str,
-        *,
-        owner: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        config: Mapping[str, Any] | None = None,
-        ttl: ThreadTTL | None = None,
-        if_exists: Literal["raise", "do_nothing"] = "raise",
+        self, thread_id: str, *, if_exists: Literal["raise", "do_nothing"] = "raise", **thread: Unpack[NewThread]
     ) -> ThreadRow:
-        thread = new_thread(thread_id, owner=owner, metadata=metadata, config=config, ttl=ttl)
+        checked_if_exists(if_exists)
+        row = new_thread(thread_id, thread)
         for _ in range(_ATTEMPTS):
-            if await self._database.fetch(INSERT_THREAD, thread_values(thread)):
-                return thread
+            if await self._database.fetch(INSERT_THREAD, thread_values(row)):
+                return row
             if if_exists == "raise":
                 raise ThreadExistsError(f"There is a thread {thread_id!r} already.")
-            await self._refuse_other_owner(thread_id, owner)
+            await self._refuse_other_owner(thread_id, row["owner"])
             existing = await self.get_thread(thread_id)
             if existing is not None:
                 return existing
@@ -195,7 +179,7 @@ class MetadataStore:
     ) -> ThreadRow:
         where, values = where_one("thread_id", validate_thread_id(thread_id), owner)
         changes = ["updated_at = %(now)s", "metadata = metadata || %(metadata)s"]
-        values |= {"now": datetime.now(UTC), "metadata": Jsonb(validate_json_object(metadata or {}, "metadata"))}
+        values |= {"now": datetime.now(UTC), "metadata": Jsonb(validate_optional_json_object(metadata, "metadata"))}
         if config is not None:
             changes.append("config = %(config)s")
             values["config"] = Jsonb(validate_json_object(config, "config"))
@@ -203,9 +187,7 @@ class MetadataStore:
             changes.append("ttl_strategy = %(ttl_strategy)s, ttl_minutes = %(ttl_minutes)s")
             values |= ttl_values(new_ttl)
         rows = await self._database.fetch(
-            f"UPDATE app_threads t SET {', '.join(changes)} {where} RETURNING thread_id, owner, "
-            f"CASE WHEN {IS_BUSY} THEN 'busy' ELSE status END AS status, metadata, config, ttl_strategy, ttl_minutes, "
-            "created_at, updated_at",
+            f"UPDATE app_threads t SET {', '.join(changes)} {where} RETURNING {THREAD_FIELDS}",
             values,
         )
         if not rows:

@@ -39,12 +39,20 @@ class SqliteDatabase:
     """The open file. `open_database` makes it."""
 
     def __init__(
-        self, path: Path, writer: sqlite3.Connection, reader: aiosqlite.Connection, operation_timeout: float
+        self,
+        path: Path,
+        writer: sqlite3.Connection,
+        reader: aiosqlite.Connection,
+        *,
+        busy_timeout: float = BUSY_TIMEOUT,
+        operation_timeout: float = OPERATION_TIMEOUT,
     ) -> None:
         self.path = path
         self.reader = reader
         self._connection = writer
+        self._busy_timeout = busy_timeout
         self._operation_timeout = operation_timeout
+        self._closed = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="skeino-sqlite")
 
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -56,9 +64,13 @@ class SqliteDatabase:
             StoreUnavailableError: it took too long, or another process kept the file locked, or the disk failed.
             StoreError: SQLite refused it otherwise.
         """
+        if self._closed:
+            raise StoreUnavailableError(f"The SQLite file {self.path} is closed.")
+        deadline = time.monotonic() + self._busy_timeout
         with translated_errors(self.path):
             async with asyncio.timeout(self._operation_timeout):
-                return await asyncio.get_running_loop().run_in_executor(self._thread, self._transact, work)
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(self._thread, self._transact, work, deadline)
 
     async def read(self, statement: str, parameters: dict[str, Any] | Sequence[Any] = ()) -> list[sqlite3.Row]:
         """The rows of one SELECT."""
@@ -66,8 +78,11 @@ class SqliteDatabase:
             async with asyncio.timeout(self._operation_timeout):
                 return list(await self.reader.execute_fetchall(statement, parameters))
 
-    def _transact(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    def _transact(self, work: Callable[[sqlite3.Connection], T], deadline: float) -> T:
         connection = self._connection
+        # From when it was asked for: the waits of those in the queue do not add up.
+        patience = max(0, round(1000 * (deadline - time.monotonic())))
+        connection.execute(f"PRAGMA busy_timeout = {patience}")
         connection.execute("BEGIN IMMEDIATE")  # a deferred one fails when it turns from reading to writing
         try:
             result = work(connection)
@@ -80,6 +95,7 @@ class SqliteDatabase:
 
     async def close(self) -> None:
         """Let the writer finish what was asked of it, then close both connections."""
+        self._closed = True
         loop = asyncio.get_running_loop()
         try:
             await loop.run_in_executor(self._thread, self._connection.close)
@@ -116,7 +132,13 @@ async def open_database(spec: CheckpointerSpec) -> AsyncIterator[SqliteDatabase]
         except BaseException:
             writer.close()
             raise
-    database = SqliteDatabase(path, writer, reader, options["operation_timeout"])
+    database = SqliteDatabase(
+        path,
+        writer,
+        reader,
+        busy_timeout=options["busy_timeout"],
+        operation_timeout=options["operation_timeout"],
+    )
     try:
         with translated_errors(path):
             await reader.execute("PRAGMA query_only = ON")

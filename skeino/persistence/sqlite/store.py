@@ -9,10 +9,11 @@ from datetime import UTC, datetime
 from typing import Any, Literal, Unpack
 
 from skeino.errors import RunNotFoundError, ThreadBusyError, ThreadExistsError, ThreadNotFoundError
-from skeino.persistence.protocol import RunSearch, ThreadSearch
+from skeino.persistence.protocol import NewThread, RunSearch, RunStart, ThreadSearch
 from skeino.persistence.queries import (
     checked_error,
     checked_finish,
+    checked_if_exists,
     checked_ttl_change,
     new_run,
     new_thread,
@@ -42,7 +43,13 @@ from skeino.persistence.sqlite.statements import (
     thread_values,
     where_one,
 )
-from skeino.validation import validate_json_object, validate_run_id, validate_thread_id
+from skeino.validation import (
+    validate_id,
+    validate_json_object,
+    validate_optional_json_object,
+    validate_run_id,
+    validate_thread_id,
+)
 
 
 class SqliteMetadataStore:
@@ -53,44 +60,28 @@ class SqliteMetadataStore:
 
     # ── A run's life ─────────────────────────────────────────────────────────────────────────────────────
 
-    async def start_run(
-        self,
-        run_id: str,
-        *,
-        worker_id: str,
-        thread_id: str | None = None,
-        create_thread: bool = True,
-        owner: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        kwargs: Mapping[str, Any] | None = None,
-        created_at: datetime | None = None,
-    ) -> None:
-        run = new_run(
-            run_id,
-            worker_id=worker_id,
-            thread_id=thread_id,
-            owner=owner,
-            metadata=metadata,
-            kwargs=kwargs,
-            created_at=created_at,
-        )
+    async def start_run(self, run_id: str, *, worker_id: str, **start: Unpack[RunStart]) -> None:
+        run = new_run(run_id, worker_id, start)
+        thread_id, owner, create_thread = run["thread_id"], run["owner"], start.get("create_thread", True)
         if not create_thread:
             run["thread_id"] = None
         values = run_values(run)
-        thread = None if thread_id is None else new_thread(thread_id, owner=owner, created_at=run["created_at"])
+        thread = None if thread_id is None else new_thread(thread_id, {"owner": owner}, run["created_at"])
 
-        def start(connection: sqlite3.Connection) -> None:
+        def insert(connection: sqlite3.Connection) -> None:
             if thread is not None:
                 _refuse_other_owner(connection, thread["thread_id"], owner)
-                if create_thread:
-                    connection.execute(INSERT_THREAD, thread_values(thread))
+            if connection.execute("SELECT 1 FROM app_runs WHERE run_id = ?", (run_id,)).fetchone():
+                return
+            if thread is not None and create_thread:
+                connection.execute(INSERT_THREAD, thread_values(thread))
             connection.execute(INSERT_RUN, values)
 
-        await self._database.write(start)
+        await self._database.write(insert)
 
     async def attach_thread(self, run_id: str, thread_id: str, *, owner: str | None) -> None:
         validate_run_id(run_id)
-        values = thread_values(new_thread(thread_id, owner=owner))
+        values = thread_values(new_thread(thread_id, {"owner": owner}))
 
         def attach(connection: sqlite3.Connection) -> None:
             _refuse_other_owner(connection, thread_id, owner)
@@ -124,6 +115,7 @@ class SqliteMetadataStore:
         return await self._database.write(end)
 
     async def interrupt_runs(self, worker_id: str, error: RunError) -> int:
+        validate_id(worker_id, "worker_id")
         values = {"worker_id": worker_id, "now": text_of(datetime.now(UTC)), "error": json.dumps(checked_error(error))}
 
         def interrupt(connection: sqlite3.Connection) -> int:
@@ -163,22 +155,17 @@ class SqliteMetadataStore:
     # ── Threads ──────────────────────────────────────────────────────────────────────────────────────────
 
     async def create_thread(
-        self,
-        thread_id: str,
-        *,
-        owner: str | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        config: Mapping[str, Any] | None = None,
-        ttl: ThreadTTL | None = None,
-        if_exists: Literal["raise", "do_nothing"] = "raise",
+        self, thread_id: str, *, if_exists: Literal["raise", "do_nothing"] = "raise", **thread: Unpack[NewThread]
     ) -> ThreadRow:
-        values = thread_values(new_thread(thread_id, owner=owner, metadata=metadata, config=config, ttl=ttl))
+        checked_if_exists(if_exists)
+        row = new_thread(thread_id, thread)
+        values = thread_values(row)
 
         def create(connection: sqlite3.Connection) -> ThreadRow:
             if connection.execute(INSERT_THREAD, values).rowcount == 0:
                 if if_exists == "raise":
                     raise ThreadExistsError(f"There is a thread {thread_id!r} already.")
-                _refuse_other_owner(connection, thread_id, owner)
+                _refuse_other_owner(connection, thread_id, row["owner"])
             return thread_of(connection.execute(f"{SELECT_THREADS} WHERE thread_id = ?", (thread_id,)).fetchone())
 
         return await self._database.write(create)
@@ -201,7 +188,7 @@ class SqliteMetadataStore:
         ttl: ThreadTTL | Literal["keep"] | None = "keep",
         owner: OwnerFilter = ANY_OWNER,
     ) -> ThreadRow:
-        merged = validate_json_object(metadata or {}, "metadata")
+        merged = validate_optional_json_object(metadata, "metadata")
         replaced = None if config is None else validate_json_object(config, "config")
         new_ttl = checked_ttl_change(ttl)
         where, values = where_one("thread_id", validate_thread_id(thread_id), owner)
@@ -238,12 +225,13 @@ class SqliteMetadataStore:
         ignore_run: str | None = None,
     ) -> None:
         where, values = where_one("thread_id", validate_thread_id(thread_id), owner)
+        ignored = None if ignore_run is None else validate_run_id(ignore_run)
 
         def delete(connection: sqlite3.Connection) -> None:
             if connection.execute(f"SELECT 1 FROM app_threads {where}", values).fetchone() is None:
                 raise ThreadNotFoundError(f"There is no thread {thread_id!r}.")
             busy = connection.execute(
-                f"SELECT 1 FROM app_runs WHERE thread_id = ? AND {ACTIVE} AND run_id IS NOT ?", (thread_id, ignore_run)
+                f"SELECT 1 FROM app_runs WHERE thread_id = ? AND {ACTIVE} AND run_id IS NOT ?", (thread_id, ignored)
             ).fetchone()
             if busy and not force:
                 raise ThreadBusyError(f"The thread {thread_id!r} has an active run: wait for it, or use force=True.")

@@ -1,0 +1,166 @@
+"""The pages under docs/: their code runs, and does what the page says."""
+
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import psycopg.conninfo
+import pytest
+from starlette.applications import Starlette
+
+from skeino import SchemaError, SkeinoSettings, StoreUnavailableError
+from skeino.persistence import open_persistence
+from skeino.persistence.rows import RunError
+from skeino_asgi import RunTracker
+from tests.docs.blocks import ROOT, blocks_of, exported, run_python
+from tests.servers.postgres import LocalPostgresServer, with_parameters
+
+
+async def test_persistence(capsys: pytest.CaptureFixture[str]) -> None:
+    await run_python("docs/persistence.md")
+
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == "StampedSqliteSaver SqliteMetadataStore"
+    assert "allow_ephemeral_metadata=True" in shown[1]
+    assert shown[2:] == ["There is no thread 't1'.", "0 ['t2']"]
+
+
+async def test_custom_checkpointer(capsys: pytest.CaptureFixture[str]) -> None:
+    names = await run_python("docs/custom-checkpointer.md")
+
+    shown = capsys.readouterr().out
+    assert "mydb mydb://localhost/chat {'replicas': 2}" in shown
+    assert names["report"].passed_all_base()
+    async with open_persistence(names["settings"]) as persistence:
+        assert type(persistence.checkpointer).__name__ == "StampedInMemorySaver"
+        assert isinstance(persistence.checkpointer, names["InMemorySaver"])
+
+
+async def test_a_shared_resource_is_opened_once_and_closed_after_both_halves() -> None:
+    names = await run_python("docs/custom-checkpointer.md")
+    opened: list[Any] = []
+
+    def counted(uri: str, make: Any = names["Client"]) -> Any:
+        opened.append(make(uri))
+        return opened[-1]
+
+    names["Client"] = counted
+    async with open_persistence(names["shared"]):
+        (client,) = opened
+        assert client.is_open
+    assert not client.is_open
+
+
+async def test_runs() -> None:
+    names = await run_python("docs/runs.md", app=Starlette())
+
+    tracker: RunTracker = names["tracker"]
+    async with open_persistence(tracker.settings) as persistence:  # a process that died
+        run_id = "01978f1e-0000-7000-8000-000000000000"
+        await persistence.metadata_store.start_run(run_id, worker_id="web1-4711-x", thread_id="left")
+    assert await names["end_runs_of"]("web1", 471) == 0
+    assert await names["end_runs_of"]("web1", 4711) == 1
+    async with open_persistence(tracker.settings) as persistence:
+        run = await persistence.metadata_store.get_run(run_id)
+        thread = await persistence.metadata_store.get_thread("left")
+    assert run is not None
+    assert thread is not None
+    assert (run["status"], thread["status"]) == ("interrupted", "interrupted")
+    assert run["error"] == RunError(code="worker_died", type=None, message="The process ended before the run.")
+
+
+async def test_postgres(
+    private_postgres_server: LocalPostgresServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    builder: Any,
+    tmp_path: Path,
+) -> None:
+    """The page from top to bottom, on a server where nothing has been set up."""
+    server = private_postgres_server
+    roles, grants, schema = blocks_of(ROOT / "docs/postgres.md", "sql")
+    execute(server.dsn, roles.code)
+    chat = with_parameters(server.dsn, dbname="chat")
+    owner = with_parameters(chat, user="app", password="choose-one")
+    web = with_parameters(chat, user="web", password="choose-another")
+
+    with pytest.raises(SchemaError) as caught:
+        await use_both_halves(settings_for(owner, setup_schema=False), builder)
+    (quoted,) = (block.code for block in blocks_of(ROOT / "docs/postgres.md", "text") if "SchemaError" in block.code)
+    assert f"skeino.errors.SchemaError: {caught.value}" == " ".join(quoted.split())
+
+    monkeypatch.setenv("SKEINO_CHECKPOINTER_SCHEME", "postgres")
+    monkeypatch.setenv("SKEINO_CHECKPOINTER_URI", owner)
+    names = await run_python("docs/postgres.md")
+    await names["set_up"]()
+    set_up, refused = capsys.readouterr().out.splitlines()[::-1]
+    assert set_up == "The tables are there."
+    assert refused.startswith("PostgreSQL at 127.0.0.1:9/chat cannot be reached: the connection was refused")
+    await use_both_halves(names["settings"], builder)  # prepared statements and the pipeline
+
+    execute(chat, grants.code)
+    await use_both_halves(settings_for(web, setup_schema=False), builder)
+    await use_both_halves(settings_for(web), builder)
+    await use_both_halves(settings_for(f"{web}?options=-c%20statement_timeout%3D10s&application_name=chat"), builder)
+
+    password_file = tmp_path / "pgpass"
+    password_file.write_text("*:*:chat:app:choose-one\n")
+    password_file.chmod(0o600)
+    without_password = f"{with_parameters(chat, user='app', password='')}?passfile={password_file}"
+    await use_both_halves(settings_for(without_password), builder)
+    with pytest.raises(StoreUnavailableError, match="SSL"):  # this server has none
+        await use_both_halves(settings_for(f"{owner}?sslmode=require"), builder)
+
+    execute(chat, schema.code)
+    await use_both_halves(settings_for(owner), builder)
+    with psycopg.connect(chat) as connection:
+        found = connection.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'skeino'").fetchone()
+    assert found == (7,)
+
+
+async def test_nothing_changes_behind_pgbouncer_but_session_parameters_do_not_pass(
+    pgbouncer_dsn: str, builder: Any
+) -> None:
+    await use_both_halves(settings_for(pgbouncer_dsn), builder)
+    with pytest.raises(StoreUnavailableError):
+        await use_both_halves(settings_for(f"{pgbouncer_dsn}?options=-c%20statement_timeout%3D10s"), builder)
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_the_variables_of_the_postgres_page_are_settings(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    exports = [block for block in blocks_of(ROOT / "docs/postgres.md", "sh") if "SKEINO_" in block.code]
+    lines = [line for line in exports[number].code.splitlines() if line.startswith("export")]
+    for name, value in exported("\n".join(lines)).items():
+        monkeypatch.setenv(name, value)
+
+    settings = SkeinoSettings()
+    assert settings.checkpointer_uri is not None
+    assert psycopg.conninfo.conninfo_to_dict(settings.checkpointer_uri)["dbname"] == "chat"
+    assert len(exports) == 2
+
+
+def settings_for(uri: str, **options: Any) -> SkeinoSettings:
+    return SkeinoSettings(checkpointer_scheme="postgres", checkpointer_uri=uri, checkpointer_options=options)
+
+
+async def use_both_halves(settings: SkeinoSettings, builder: Any) -> None:
+    """Write, read and delete in both."""
+    tracker = RunTracker(settings)
+    async with tracker.lifespan():
+        graph = builder.compile(checkpointer=tracker.checkpointer)
+        async with tracker.run(thread_id="t1") as run:
+            await graph.ainvoke({"messages": ["Hello"]}, run.config)
+        row = await tracker.metadata_store.get_run(run.run_id)
+        assert row is not None
+        assert (row["status"], row["checkpoint_count"]) == ("success", 3)
+        assert len([snapshot async for snapshot in graph.aget_state_history(run.config)]) == 3
+        await tracker.persistence.delete_thread("t1")
+        assert await tracker.checkpointer.aget_tuple(run.config) is None
+
+
+def execute(dsn: str, code: str) -> None:
+    """The statements, as psql would run them."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        for statement in code.split(";"):
+            if statement.strip():
+                connection.execute(statement.encode())
