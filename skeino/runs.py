@@ -129,6 +129,11 @@ class Run:
         return {"configurable": {"thread_id": self._thread_id}}
 
     @property
+    def guarded(self) -> bool:
+        """Whether threads have owners here, so that each is checked before it is read."""
+        return self._guarded
+
+    @property
     def creates_thread(self) -> bool:
         """Whether the run may bring its thread into being: a reading request may not."""
         return self._creates_thread
@@ -180,7 +185,7 @@ class Run:
 
     def allow_read_blocking(self, thread_id: str) -> None:
         """`allow_read` for a saver's synchronous methods."""
-        if thread_id in self._attached or not self._guarded:
+        if not self._guarded or thread_id in self._attached or thread_id in self._allowed:
             self._learn(thread_id)
         else:
             self._wait(self.allow_read(thread_id))

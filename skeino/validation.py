@@ -25,9 +25,14 @@ Scalar = str | int | float | bool | None
 def validate_thread_id(value: object) -> str:
     """The thread id itself, if it is one: printable text (`str.isprintable`) of 1 to 255 characters.
 
+    The word "None" is refused: `aget_state` and `aupdate_state` make it of a missing id (`str(None)`), and all who
+    forget theirs would share that thread.
+
     Raises:
         InvalidInputError: it is not; the message repeats nothing of the value.
     """
+    if value == "None":
+        raise InvalidInputError("thread_id is 'None', which is what a missing one becomes: give each its own.")
     return validate_id(value, "thread_id")
 
 
@@ -41,7 +46,7 @@ def validate_id(value: object, name: str) -> str:
         raise InvalidInputError(f"{name} is empty: give each conversation an id of its own.")
     if not value.isprintable():  # control characters, NUL, lone surrogates, line separators
         raise InvalidInputError(f"{name} has a character that is not printable: remove it.")
-    return value
+    return str.__str__(value)
 
 
 def validate_run_id(value: object) -> str:
@@ -70,8 +75,9 @@ def validate_json_object(value: object, name: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise InvalidInputError(f"{name} must be a mapping, not {type(value).__name__}.")
     budget = [MAX_JSON_BYTES]  # counted down while copying, so that a huge value costs no more than the limit
-    copied = _copy_json(value, name, 0, budget)
-    assert isinstance(copied, dict)
+    copied: dict[str, Any] = _copy_json(value, name, 0, budget)
+    if budget[0] < 0:
+        raise _too_large(name)
     return copied
 
 
@@ -96,34 +102,38 @@ def validate_metadata_filter(value: object) -> dict[str, Scalar]:
 def _copy_json(value: object, where: str, depth: int, budget: list[int]) -> Any:
     budget[0] -= 8
     if budget[0] < 0:
-        raise InvalidInputError(f"{where.split('[')[0]} is larger than {MAX_JSON_BYTES // 1024} KiB.")
+        raise _too_large(where.split("[")[0])
     if depth > MAX_JSON_DEPTH:
         raise InvalidInputError(f"{where[:80]} is nested more than {MAX_JSON_DEPTH} deep.")
-    if isinstance(value, str):
+    if isinstance(value, str):  # of a subclass, an enumeration's say, the plain value is kept
         budget[0] -= _checked_text_size(value, where)
-    elif isinstance(value, Mapping):
+        return str.__str__(value)
+    if isinstance(value, Mapping):
         copied = {}
         for key, item in value.items():
             if not isinstance(key, str):
                 raise InvalidInputError(f"{where} has a key that is no string ({type(key).__name__}).")
             budget[0] -= _checked_text_size(key, f"a key of {where}")
-            copied[str(key)] = _copy_json(item, f"{where}[{key[:40]!r}]", depth + 1, budget)
+            plain = str.__str__(key)
+            copied[plain] = _copy_json(item, f"{where}[{plain[:40]!r}]", depth + 1, budget)
         return copied
-    elif isinstance(value, list | tuple):
+    if isinstance(value, list | tuple):
         return [_copy_json(item, f"{where}[{index}]", depth + 1, budget) for index, item in enumerate(value)]
-    elif isinstance(value, bool) or value is None:
-        pass
-    elif isinstance(value, int):
+    if isinstance(value, bool) or value is None:
+        return value
+    if isinstance(value, int):
         if not _MIN_INTEGER <= value <= _MAX_INTEGER:
             raise InvalidInputError(f"{where} is an integer of more than 64 bits: store it as text.")
-    elif isinstance(value, float):
+        return int.__index__(value)
+    if isinstance(value, float):
         if not math.isfinite(value):
             raise InvalidInputError(f"{where} is not a finite number, which JSON cannot hold.")
-    else:
-        raise InvalidInputError(f"{where} is a {type(value).__name__}, which JSON cannot hold.")
-    if budget[0] < 0:
-        raise InvalidInputError(f"{where.split('[')[0]} is larger than {MAX_JSON_BYTES // 1024} KiB.")
-    return value
+        return float.__float__(value)
+    raise InvalidInputError(f"{where} is a {type(value).__name__}, which JSON cannot hold.")
+
+
+def _too_large(name: str) -> InvalidInputError:
+    return InvalidInputError(f"{name} is larger than {MAX_JSON_BYTES // 1024} KiB.")
 
 
 def _checked_text_size(text: str, where: str) -> int:

@@ -79,8 +79,7 @@ class InMemoryMetadataStore:
     """Threads and runs in dictionaries: for tests, demos, and state that may die with the process.
 
     Args:
-        max_runs: how many runs to keep; beyond it the oldest finished ones are forgotten, and threads with
-            nothing left to say are kept.
+        max_runs: how many runs to keep; beyond it the oldest finished ones are forgotten. Threads are kept.
     """
 
     def __init__(self, *, max_runs: int = MAX_RUNS) -> None:
@@ -259,10 +258,11 @@ class InMemoryMetadataStore:
             thread["updated_at"] = max(thread["updated_at"], at)
 
     def _forget_the_oldest(self) -> None:
-        if len(self._runs) > self._max_runs:
+        while len(self._runs) > self._max_runs:
             oldest = next((run for run in self._runs.values() if run["status"] not in ACTIVE_STATUSES), None)
-            if oldest is not None:
-                del self._runs[oldest["run_id"]]
+            if oldest is None:
+                return
+            del self._runs[oldest["run_id"]]
 
 
 def _is_of(row: ThreadRow | RunRow, owner: OwnerFilter) -> bool:

@@ -130,7 +130,8 @@ class RunStampMixin(_Saver):
         limit: int | None = None,
     ) -> AsyncIterator[CheckpointTuple]:
         run = current_run()
-        if run is not None and (thread_id := _thread_id_to_list(run, config)) is not None:
+        thread_id = _thread_id_to_list(run, config)
+        if run is not None and thread_id is not None:
             await run.allow_read(thread_id)
         found = super().alist(config, filter=filter, before=before, limit=limit)
         async with aclosing(cast("Any", found)):
@@ -146,7 +147,8 @@ class RunStampMixin(_Saver):
         limit: int | None = None,
     ) -> Iterator[CheckpointTuple]:
         run = current_run()
-        if run is not None and (thread_id := _thread_id_to_list(run, config)) is not None:
+        thread_id = _thread_id_to_list(run, config)
+        if run is not None and thread_id is not None:
             run.allow_read_blocking(thread_id)
         yield from super().list(config, filter=filter, before=before, limit=limit)
 
@@ -257,11 +259,11 @@ def _note_interrupt(run: Run, config: RunnableConfig, writes: Sequence[tuple[str
         )
 
 
-def _thread_id_to_list(run: Run, config: RunnableConfig | None) -> str | None:
+def _thread_id_to_list(run: Run | None, config: RunnableConfig | None) -> str | None:
     if config is not None and (config.get("configurable") or {}).get("thread_id") is not None:
         return thread_id_of(config)
-    if run.owner is not None:
-        raise InvalidInputError("Name a thread_id: a run with an owner may not list all threads' checkpoints.")
+    if run is not None and run.guarded:
+        raise InvalidInputError("Name a thread_id: where threads have owners, a run may not list those of all.")
     return None
 
 

@@ -184,6 +184,8 @@ def _path_of(spec: CheckpointerSpec) -> Path:
             )
         if not rest.startswith("/"):
             raise ConfigurationError("A sqlite URI has three slashes before a path: sqlite:///skeino.db.")
+        if "?" in rest:
+            raise ConfigurationError("A sqlite URI takes no '?' parameters here: use checkpointer_options.")
         uri = unquote(rest[1:])
     if ":memory:" in uri or uri.startswith("file:") or not uri:
         raise ConfigurationError(

@@ -1,0 +1,72 @@
+"""The fixtures that open one backend after the other, always through `open_persistence`."""
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from skeino import SkeinoSettings
+from skeino.persistence import MetadataStoreProtocol, Persistence, open_persistence
+from tests.servers.postgres import PostgresServer
+
+SQLITE = pytest.param("sqlite")
+POSTGRES = pytest.param("postgres", marks=pytest.mark.postgres)
+ALL = [pytest.param("memory"), SQLITE, POSTGRES]
+DURABLE = [SQLITE, POSTGRES]
+
+
+@pytest.fixture(scope="module")
+def module_database(postgres_server: PostgresServer) -> Iterator[str]:
+    """The DSN of one database for a whole module; `settings` empties it before each test."""
+    dsn = postgres_server.create_database()
+    yield dsn
+    postgres_server.drop_database(dsn)
+
+
+@pytest.fixture(params=ALL)
+def settings(request: pytest.FixtureRequest, tmp_path: Path) -> SkeinoSettings:
+    """The settings of an empty place to keep things, one backend after the other."""
+    return settings_of(request, tmp_path)
+
+
+@pytest.fixture(params=DURABLE)
+def durable_settings(request: pytest.FixtureRequest, tmp_path: Path) -> SkeinoSettings:
+    """As `settings`, of the backends that outlive the process."""
+    return settings_of(request, tmp_path)
+
+
+@pytest.fixture
+async def persistence(settings: SkeinoSettings) -> AsyncIterator[Persistence]:
+    """Both halves, open."""
+    async with open_persistence(settings) as opened:
+        yield opened
+
+
+@pytest.fixture
+def store(persistence: Persistence) -> MetadataStoreProtocol:
+    """An empty metadata store, one backend after the other."""
+    return persistence.metadata_store
+
+
+def settings_of(request: pytest.FixtureRequest, folder: Path) -> SkeinoSettings:
+    scheme = request.param
+    if scheme == "memory":
+        return SkeinoSettings(checkpointer_scheme="memory")
+    if scheme == "sqlite":
+        return SkeinoSettings(checkpointer_scheme="sqlite", checkpointer_uri=str(folder / "skeino.db"))
+    dsn: str = request.getfixturevalue("module_database")
+    empty(dsn)
+    return SkeinoSettings(checkpointer_scheme="postgres", checkpointer_uri=dsn)
+
+
+def empty(dsn: str) -> None:
+    """Delete all rows, but for the schema's versions."""
+    with psycopg.connect(dsn, connect_timeout=5) as connection:
+        tables = connection.execute(
+            "SELECT tablename FROM pg_tables WHERE schemaname = 'public' "
+            "AND tablename NOT IN ('app_schema', 'checkpoint_migrations') ORDER BY tablename DESC"
+        ).fetchall()
+        for (table,) in tables:
+            connection.execute(sql.SQL("DELETE FROM {}").format(sql.Identifier(table)))

@@ -1,0 +1,116 @@
+"""Schemas: made, verified, too new, incomplete."""
+
+import sqlite3
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from skeino import SkeinoSettings
+from skeino.errors import SchemaError
+from skeino.persistence import open_persistence
+from tests.contract.making import finished, the_run
+
+
+def without_setup(settings: SkeinoSettings) -> SkeinoSettings:
+    return settings.model_copy(update={"checkpointer_options": {"setup_schema": False}})
+
+
+def execute(settings: SkeinoSettings, statement: str) -> None:
+    """One statement, past skeino."""
+    assert settings.checkpointer_uri is not None
+    if settings.checkpointer_scheme == "sqlite":
+        connection = sqlite3.connect(settings.checkpointer_uri)
+        try:
+            connection.execute(statement)
+            connection.commit()
+        finally:
+            connection.close()
+    else:
+        with psycopg.connect(settings.checkpointer_uri) as server:
+            server.execute(statement.encode())
+
+
+async def test_a_prepared_database_needs_no_set_up(durable_settings: SkeinoSettings) -> None:
+    async with open_persistence(durable_settings):
+        pass
+    async with open_persistence(without_setup(durable_settings)) as persistence:
+        run_id = await finished(persistence.metadata_store, "t")
+        assert (await the_run(persistence.metadata_store, run_id))["status"] == "success"
+        assert await persistence.checkpointer.aget_tuple({"configurable": {"thread_id": "t"}}) is None
+
+
+async def test_opening_again_and_again_leaves_one_version(durable_settings: SkeinoSettings) -> None:
+    for _ in range(3):
+        async with open_persistence(durable_settings):
+            pass
+    execute(durable_settings, "CREATE UNIQUE INDEX one_row ON app_schema ((1))")
+    execute(durable_settings, "DROP INDEX one_row")
+
+
+async def test_a_schema_newer_than_the_code_is_refused(durable_settings: SkeinoSettings) -> None:
+    async with open_persistence(durable_settings) as persistence:
+        await finished(persistence.metadata_store, "t")
+    execute(durable_settings, "UPDATE app_schema SET version = 99")
+    try:
+        for settings in (durable_settings, without_setup(durable_settings)):
+            with pytest.raises(SchemaError, match=r"version 99.* knows 1.*newer"):
+                async with open_persistence(settings):
+                    pass
+    finally:
+        execute(durable_settings, "UPDATE app_schema SET version = 1")
+    async with open_persistence(durable_settings) as persistence:
+        assert len(await persistence.metadata_store.search_runs()) == 1
+
+
+async def test_an_older_schema_is_brought_up_to_date_only_by_the_set_up(durable_settings: SkeinoSettings) -> None:
+    async with open_persistence(durable_settings):
+        pass
+    for statement in ("DROP TABLE app_runs", "DROP TABLE app_threads", "DELETE FROM app_schema"):
+        execute(durable_settings, statement)
+    with pytest.raises(SchemaError, match="app_threads, app_runs"):
+        async with open_persistence(without_setup(durable_settings)):
+            pass
+    async with open_persistence(durable_settings) as persistence:
+        await finished(persistence.metadata_store, "t")
+
+
+async def test_an_empty_database_without_set_up_names_what_is_missing(postgres_dsn: str) -> None:
+    settings = SkeinoSettings(checkpointer_scheme="postgres", checkpointer_uri=postgres_dsn)
+    with pytest.raises(SchemaError) as refused:
+        async with open_persistence(without_setup(settings)):
+            pass
+    for table in ("checkpoint_migrations", "checkpoints", "checkpoint_blobs", "checkpoint_writes", "app_schema"):
+        assert table in str(refused.value)
+    assert "app_threads, app_runs" in str(refused.value)
+    assert "setup_schema=True" in str(refused.value)
+    with psycopg.connect(postgres_dsn) as connection:
+        tables = connection.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'").fetchone()
+    assert tables == (0,)
+
+
+async def test_an_empty_file_without_set_up_names_what_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "skeino.db"
+    settings = without_setup(SkeinoSettings(checkpointer_scheme="sqlite", checkpointer_uri=str(path)))
+    with pytest.raises(SchemaError, match=r"no file .*skeino\.db"):
+        async with open_persistence(settings):
+            pass
+    assert not path.exists()
+    path.touch()
+    with pytest.raises(SchemaError, match="checkpoints, writes, app_schema, app_threads, app_runs"):
+        async with open_persistence(settings):
+            pass
+    assert path.read_bytes()[100:] == b"" or b"app_runs" not in path.read_bytes()
+
+
+async def test_a_table_that_vanishes_is_a_schema_error(durable_settings: SkeinoSettings) -> None:
+    async with open_persistence(durable_settings) as persistence:
+        execute(durable_settings, "ALTER TABLE app_runs RENAME TO hidden")
+        try:
+            with pytest.raises(SchemaError):
+                await persistence.metadata_store.search_runs()
+            with pytest.raises(SchemaError):
+                await finished(persistence.metadata_store)
+        finally:
+            execute(durable_settings, "ALTER TABLE hidden RENAME TO app_runs")
+        await finished(persistence.metadata_store, "t")

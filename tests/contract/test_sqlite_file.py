@@ -1,0 +1,191 @@
+"""What is particular to a SQLite file: who may read it, who may lock it, and what is no file of ours."""
+
+import asyncio
+import os
+import sqlite3
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from skeino import SkeinoSettings
+from skeino.errors import ConfigurationError, SkeinoError, StoreError, StoreUnavailableError
+from skeino.persistence import SqliteMetadataStore, open_persistence
+from skeino.runs import new_id
+from tests.contract.making import everything, finished, started
+
+
+def settings_for(uri: object, **options: Any) -> SkeinoSettings:
+    return SkeinoSettings(checkpointer_scheme="sqlite", checkpointer_uri=str(uri), checkpointer_options=options)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[sqlite3.Connection]:
+    """The file, locked for writing as another process would."""
+    with closing(sqlite3.connect(path, isolation_level=None, timeout=5, check_same_thread=False)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield connection
+
+
+async def test_only_the_owner_may_read_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "skeino.db"
+    async with open_persistence(settings_for(path)) as persistence:
+        await finished(persistence.metadata_store, "t")
+        assert sorted(os.listdir(tmp_path)) == ["skeino.db", "skeino.db-shm", "skeino.db-wal"]
+        assert {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in os.listdir(tmp_path)} == {0o600}
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+async def test_the_journal_is_a_write_ahead_log_and_a_commit_is_synchronous(tmp_path: Path) -> None:
+    path = tmp_path / "skeino.db"
+    async with open_persistence(settings_for(path)) as persistence:
+        store = persistence.metadata_store
+        assert isinstance(store, SqliteMetadataStore)
+
+        def pragmas(connection: sqlite3.Connection) -> list[Any]:
+            names = ("journal_mode", "synchronous", "foreign_keys")
+            return [connection.execute(f"PRAGMA {name}").fetchone()[0] for name in names]
+
+        assert await store._database.write(pragmas) == ["wal", 2, 1]
+        assert [tuple(row) for row in await store._database.read("PRAGMA query_only")] == [(1,)]
+
+
+async def test_a_run_without_its_thread_is_refused_by_the_file_itself(tmp_path: Path) -> None:
+    async with open_persistence(settings_for(tmp_path / "skeino.db")) as persistence:
+        store = persistence.metadata_store
+        assert isinstance(store, SqliteMetadataStore)
+        run_id = await started(store)
+
+        def orphan(connection: sqlite3.Connection) -> None:
+            connection.execute("UPDATE app_runs SET thread_id = 'nowhere' WHERE run_id = ?", (run_id,))
+
+        with pytest.raises(StoreError, match="SQLITE_CONSTRAINT"):
+            await store._database.write(orphan)
+        await finished(store, "t")
+
+
+async def test_a_cancelled_writer_leaves_no_transaction_open(tmp_path: Path) -> None:
+    path = tmp_path / "skeino.db"
+    async with open_persistence(settings_for(path)) as persistence:
+        store = persistence.metadata_store
+        for _ in range(10):
+            tasks = [asyncio.create_task(started(store, "t")) for _ in range(5)]
+            await asyncio.sleep(0)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        await store.search_runs()
+        await finished(store, "t")  # the writer thread has done all that was asked of it before
+        begin = time.monotonic()
+        with closing(sqlite3.connect(path, isolation_level=None, timeout=0)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            other.execute("COMMIT")
+        assert time.monotonic() - begin < 1
+
+
+async def test_a_lock_of_another_process_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "skeino.db"
+    async with open_persistence(settings_for(path, busy_timeout=20)) as persistence:
+        with locked(path) as other:
+            writing = asyncio.create_task(started(persistence.metadata_store, "t"))
+            assert await persistence.metadata_store.search_runs() == [], "a reader waits for nobody"
+            assert not writing.done()
+            other.execute("COMMIT")
+            await writing
+        assert len(await persistence.metadata_store.search_runs()) == 1
+
+
+async def test_a_lock_that_lasts_is_a_typed_error_in_time(tmp_path: Path) -> None:
+    path = tmp_path / "skeino.db"
+    async with open_persistence(settings_for(path, busy_timeout=0.5)) as persistence:
+        with locked(path):
+            begin = time.monotonic()
+            with pytest.raises(StoreUnavailableError, match=r"skeino\.db.*SQLITE_BUSY"):
+                await started(persistence.metadata_store, "t")
+            assert 0.4 < time.monotonic() - begin < 3
+        assert await everything(persistence.metadata_store) == ([], [])
+        await finished(persistence.metadata_store, "t")
+
+
+async def test_many_who_wait_for_a_lock_wait_no_longer_than_one(tmp_path: Path) -> None:
+    path = tmp_path / "skeino.db"
+    async with open_persistence(settings_for(path, busy_timeout=0.5)) as persistence:
+        with locked(path):
+            begin = time.monotonic()
+            results = await asyncio.gather(
+                *(started(persistence.metadata_store) for _ in range(10)), return_exceptions=True
+            )
+            assert all(isinstance(result, StoreUnavailableError) for result in results)
+            assert time.monotonic() - begin < 3, "the waits of one writer thread add up"
+        await finished(persistence.metadata_store, "t")
+
+
+async def test_opening_a_locked_file_fails_in_time(tmp_path: Path) -> None:
+    path = tmp_path / "skeino.db"
+    async with open_persistence(settings_for(path)):
+        pass
+    with locked(path):
+        begin = time.monotonic()
+        with pytest.raises(StoreUnavailableError, match="SQLITE_BUSY"):
+            async with open_persistence(settings_for(path, busy_timeout=0.5)):
+                pass
+        assert time.monotonic() - begin < 4
+
+
+@pytest.mark.parametrize("uri", ["sqlite:///{}", "sqlite3:///{}", "SQLite:///{}", "{}"])
+async def test_a_file_is_named_by_path_or_by_uri(tmp_path: Path, uri: str) -> None:
+    path = tmp_path / "a b%.db"
+    named = str(path).replace("%", "%25").replace(" ", "%20") if "://" in uri else str(path)
+    async with open_persistence(settings_for(uri.format(named))):
+        pass
+    assert path.exists()
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("", "needs checkpointer_uri.*skeino.db"),
+        ("   ", "needs checkpointer_uri"),
+        (":memory:", "checkpointer_scheme='memory'"),
+        ("sqlite:///x.db?mode=ro", r"no '\?' parameters"),
+        ("sqlite:///:memory:", "checkpointer_scheme='memory'"),
+        ("file:skeino.db?mode=memory", "plain file path"),
+        ("sqlite://skeino.db", "three slashes"),
+        ("sqlite:///", "plain file path"),
+        ("postgresql://user:hunter2@host/db", "begins with 'postgresql'"),
+        ("{folder}", "names the folder"),
+        ("{folder}/missing/skeino.db", "does not exist: make it first"),
+        ("{folder}/file/skeino.db", "file of checkpointer_uri does not exist"),
+    ],
+)
+async def test_what_is_no_file_of_ours_is_refused_at_start_up(tmp_path: Path, uri: str, message: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigurationError, match=message) as refused:
+        async with open_persistence(settings_for(uri.format(folder=tmp_path))):
+            pass
+    assert "hunter2" not in str(refused.value)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+async def test_a_file_that_is_no_database_is_refused_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("these are my notes, and they are no database\n" * 100)
+    with pytest.raises(SkeinoError, match=r"notes\.txt.*NOTADB"):
+        async with open_persistence(settings_for(path)):
+            pass
+    assert path.read_text().startswith("these are my notes")
+
+
+async def test_a_store_that_was_closed_says_so(tmp_path: Path) -> None:
+    async with open_persistence(settings_for(tmp_path / "skeino.db")) as persistence:
+        await finished(persistence.metadata_store, "t")
+    with pytest.raises(StoreUnavailableError, match="closed"):
+        await persistence.metadata_store.search_runs()
+    with pytest.raises(StoreUnavailableError, match="closed"):
+        await persistence.metadata_store.start_run(new_id(), worker_id="w")
+    with pytest.raises(StoreUnavailableError, match="closed"):
+        await persistence.checkpointer.aget_tuple({"configurable": {"thread_id": "t"}})
