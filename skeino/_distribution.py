@@ -15,5 +15,5 @@ def _other_project_is_installed() -> bool:
 if _other_project_is_installed():
     raise ImportError(
         "The distribution 'skeino' is another project that installs into the same folder as 'skeino-asgi', so one "
-        "has overwritten files of the other: run 'pip uninstall skeino skeino-asgi', then 'pip install skeino-asgi'."
+        "has overwritten files of the other: run 'pip uninstall skeino skeino-asgi', then install 'skeino-asgi' again."
     )

@@ -37,11 +37,25 @@ class InvalidInputError(SkeinoError, ValueError):
 
 
 class StoreError(SkeinoError):
-    """A checkpointer or metadata store could not do what was asked."""
+    """A checkpointer or metadata store could not do what was asked.
+
+    Attributes:
+        sqlstate: PostgreSQL's code for it, where there is one.
+    """
+
+    sqlstate: str | None = None
 
 
 class StoreUnavailableError(StoreError, ConnectionError):
-    """The database cannot be reached, did not answer in time, or has no free connection; worth a retry."""
+    """The database cannot be reached, did not answer in time, or has no free connection; worth a retry.
+
+    Attributes:
+        maybe_done: whether the operation may have been carried out all the same (the answer was lost).
+    """
+
+    def __init__(self, message: str, *, maybe_done: bool = False) -> None:
+        super().__init__(message)
+        self.maybe_done = maybe_done
 
 
 class SchemaError(StoreError):

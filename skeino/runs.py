@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
+import threading
+from collections.abc import Coroutine
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from uuid_utils import uuid7
 
-from skeino.errors import InvalidInputError, ThreadNotFoundError
+from skeino.errors import InvalidInputError, StoreUnavailableError, ThreadNotFoundError
 from skeino.validation import validate_id, validate_thread_id
 
 if TYPE_CHECKING:
@@ -17,8 +20,19 @@ if TYPE_CHECKING:
 
     from skeino.persistence.rows import RunStatus, ThreadRow
 
+LOOP_PATIENCE: Final = 0.25
+"""Seconds after which an event loop that does not move is taken for one that a graph's `invoke` blocks."""
+
+STORE_PATIENCE: Final = 60.0
+"""Seconds that a graph's worker thread waits for the metadata store."""
+
 current_run_var: ContextVar[Run | None] = ContextVar("skeino_current_run", default=None)
 """The context variable itself; `current_run()` reads it, and only a tracker sets it."""
+
+
+guard_var: ContextVar[Run | None] = ContextVar("skeino_guard", default=None)
+"""Of a request that is no run but has an owner (HEAD, WebSockets): a `Run` that was never started, which checks
+whose the threads are."""
 
 
 def current_run() -> Run | None:
@@ -44,7 +58,8 @@ class Run:
     """One run in progress: a request, or whatever `tracker.run()` encloses.
 
     Application code reads `run_id`, `thread_id`, `owner`, `config`, `status`, `active` and `ledger`, may set
-    `thread_id` once, and may add to `metadata` (JSON values), which is kept with the run's row when it ends.
+    `thread_id` once, and may add to `metadata` (JSON values), which is kept with the run's row when it ends. The
+    methods are for trackers and savers.
     """
 
     __slots__ = (
@@ -55,20 +70,19 @@ class Run:
         "_guarded",
         "_loop",
         "_must_attach",
+        "_owner",
+        "_run_id",
+        "_started_at",
+        "_status",
         "_store",
         "_thread_id",
         "ledger",
         "metadata",
         "minted_thread_id",
-        "owner",
-        "run_id",
-        "started_at",
-        "status",
     )
 
     def __init__(
         self,
-        run_id: str | None = None,
         *,
         thread_id: str | None = None,
         owner: str | None = None,
@@ -76,15 +90,13 @@ class Run:
         guarded: bool = False,
         creates_thread: bool = True,
     ) -> None:
-        self.run_id = run_id if run_id is not None else new_id()
-        """UUIDv7, ours: a client never chooses it."""
-        self.owner = owner if owner is None else validate_id(owner, "owner")
-        """The tenant or user whom the run and its threads belong to."""
         self.metadata: dict[str, Any] = {}
-        self.status: RunStatus = "running"
-        self.started_at = datetime.now(UTC)
         self.ledger = Ledger()
         self.minted_thread_id = False
+        self._run_id = new_id()
+        self._owner = owner if owner is None else validate_id(owner, "owner")
+        self._started_at = datetime.now(UTC)
+        self._status: RunStatus = "running"
         self._thread_id = thread_id if thread_id is None else validate_thread_id(thread_id)
         self._store = store
         self._guarded = guarded or owner is not None
@@ -96,6 +108,26 @@ class Run:
 
     def __repr__(self) -> str:
         return f"<Run {self.run_id} thread={self._thread_id!r} {self.status}>"
+
+    @property
+    def run_id(self) -> str:
+        """UUIDv7, ours: a client never chooses it, and nobody changes it."""
+        return self._run_id
+
+    @property
+    def owner(self) -> str | None:
+        """The tenant or user whom the run and its threads belong to."""
+        return self._owner
+
+    @property
+    def started_at(self) -> datetime:
+        """Aware UTC."""
+        return self._started_at
+
+    @property
+    def status(self) -> RunStatus:
+        """`running`, and how it ended once it has."""
+        return self._status
 
     @property
     def active(self) -> bool:
@@ -114,7 +146,7 @@ class Run:
                 f"The run {self.run_id} belongs to another thread already: start a run of its own for each thread."
             )
         self._thread_id = validate_thread_id(thread_id)
-        self._creates_thread = self._must_attach = True
+        self._must_attach = self._creates_thread
 
     @property
     def config(self) -> RunnableConfig:
@@ -141,11 +173,17 @@ class Run:
     @property
     def thread_to_attach(self) -> str | None:
         """The thread that the handler chose, or wrote to, and that the store has yet to make this run's."""
-        return self._thread_id if self._must_attach and self._thread_id not in self._attached else None
+        return self._thread_id if self._must_attach else None
+
+    def end(self, status: RunStatus) -> None:
+        """Note how it ended; what a detached task writes from now on is no longer counted."""
+        self._status = status
 
     def mark_attached(self, thread_id: str) -> None:
         """Note that the store has this thread as this run's, so that the saver need not ask."""
         self._attached.add(thread_id)
+        if thread_id == self._thread_id:
+            self._must_attach = False
 
     async def allow_write(self, thread_id: str) -> None:
         """Make sure, once per thread, that it exists, is this run's owner's, and that the run's row names it.
@@ -156,13 +194,10 @@ class Run:
         """
         if thread_id in self._attached:
             return
-        if not self.active:  # a detached task: the row is closed, the owner still counts
-            await self.allow_read(thread_id)
-            return
         if self._store is not None:
             await self._store.attach_thread(self.run_id, thread_id, owner=self.owner)
         self._learn(thread_id)
-        self._attached.add(thread_id)
+        self.mark_attached(thread_id)
 
     async def allow_read(self, thread_id: str) -> None:
         """Make sure, once per thread, that it is not another owner's. Costs nothing where nobody has an owner.
@@ -172,16 +207,25 @@ class Run:
         """
         if self._guarded and thread_id not in self._attached and thread_id not in self._allowed:
             row = await self._store.get_thread(thread_id) if self._store is not None else None
-            if row is not None and row["owner"] != self.owner:
-                raise ThreadNotFoundError(f"There is no thread {thread_id!r}.")
-            self._allowed.add(thread_id)
+            if row is not None:
+                if row["owner"] != self.owner:
+                    raise ThreadNotFoundError(f"There is no thread {thread_id!r}.")
+                self._allowed.add(thread_id)  # a thread that is not there yet may become somebody's
         self._learn(thread_id)
+
+    def forget_thread(self, thread_id: str) -> None:
+        """The thread was deleted: writing to it again makes it anew, and ending does not bring it back."""
+        self._attached.discard(thread_id)
+        self._allowed.discard(thread_id)
+        if thread_id == self._thread_id:
+            self._must_attach = False
 
     def allow_write_blocking(self, thread_id: str) -> None:
         """`allow_write` for a saver's synchronous methods."""
         if thread_id not in self._attached and self._wait(self.allow_write(thread_id)):
             self._learn(thread_id)
-            self._must_attach = True
+            self._must_attach = thread_id == self._thread_id
+            self._attached.add(thread_id)  # so that the next write does not wait again; the end attaches it
 
     def allow_read_blocking(self, thread_id: str) -> None:
         """`allow_read` for a saver's synchronous methods."""
@@ -190,14 +234,21 @@ class Run:
         else:
             self._wait(self.allow_read(thread_id))
 
-    def _wait(self, coroutine: Any) -> bool:
-        """Run the coroutine from a worker thread; True when that cannot be, and the row is settled at the end."""
+    def _wait(self, coroutine: Coroutine[Any, Any, None]) -> bool:
+        """Run the coroutine from a worker thread; True when that cannot be, and the row is settled at the end.
+
+        It cannot be where a graph's `invoke` is called on the event loop, which then stands still: in its own
+        thread, and in the worker threads that LangGraph writes from.
+        """
         try:
             running: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
         except RuntimeError:
             running = None
-        if running is not self._loop:
-            asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+        if running is not self._loop and self._loop_moves():
+            try:
+                asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(STORE_PATIENCE)
+            except concurrent.futures.TimeoutError as exc:
+                raise StoreUnavailableError("The metadata store did not answer a graph's thread in time.") from exc
             return False
         coroutine.close()
         if self._guarded:
@@ -205,6 +256,14 @@ class Run:
                 "A graph's synchronous methods cannot check a thread's owner on the event loop: use ainvoke or astream."
             )
         return True
+
+    def _loop_moves(self) -> bool:
+        moved = threading.Event()
+        try:
+            self._loop.call_soon_threadsafe(moved.set)
+        except RuntimeError:  # it is closed
+            return False
+        return moved.wait(LOOP_PATIENCE)
 
     def _learn(self, thread_id: str) -> None:
         if self._thread_id is None:
@@ -214,7 +273,7 @@ class Run:
 class Ledger:
     """What a run wrote, as the stamping saver saw it; it lands in the run's row when the run ends."""
 
-    __slots__ = ("_open_pauses", "_writing", "checkpoint_count", "first_checkpoint_id", "last_checkpoint_id")
+    __slots__ = ("_pauses", "checkpoint_count", "first_checkpoint_id", "last_checkpoint_id")
 
     def __init__(self) -> None:
         self.checkpoint_count = 0
@@ -222,40 +281,31 @@ class Ledger:
         self.first_checkpoint_id: str | None = None
         """The first checkpoint of the root namespace (ids sort by time)."""
         self.last_checkpoint_id: str | None = None
-        self._open_pauses: set[tuple[str, str]] = set()
-        self._writing: set[str] = set()
+        self._pauses: set[tuple[str, str]] = set()  # thread and checkpoint (ids sort by time)
 
     @property
     def paused(self) -> bool:
-        """Whether the graph stands at an `interrupt()` and waits for a human."""
-        return bool(self._open_pauses)
+        """Whether a graph stands at an `interrupt()` and waits for a human."""
+        return bool(self._pauses)
 
-    def begin(self, checkpoint_id: str) -> bool:
-        """Note a write on its way; False if it is already (a saver whose `aput` calls its own `put`)."""
-        if checkpoint_id in self._writing:
-            return False
-        self._writing.add(checkpoint_id)
-        return True
+    def paused_on(self, thread_id: str | None) -> bool:
+        """Whether the graph of this very thread does."""
+        return any(thread == thread_id for thread, _ in self._pauses)
 
-    def end(self, checkpoint_id: str) -> None:
-        """The write is over, well or badly."""
-        self._writing.discard(checkpoint_id)
-
-    def wrote(self, thread_id: str, namespace: str, checkpoint_id: str, parent_id: str | None) -> None:
-        """Count a checkpoint that the saver has stored. A child of a paused checkpoint ends that pause."""
+    def wrote(self, thread_id: str, namespace: str, checkpoint_id: str) -> None:
+        """Count a checkpoint that the saver has stored. A newer one of its thread ends the thread's pauses."""
         self.checkpoint_count += 1
         if namespace == "":
             if self.first_checkpoint_id is None or checkpoint_id < self.first_checkpoint_id:
                 self.first_checkpoint_id = checkpoint_id
             if self.last_checkpoint_id is None or checkpoint_id > self.last_checkpoint_id:
                 self.last_checkpoint_id = checkpoint_id
-            if parent_id is not None:
-                self._open_pauses.discard((thread_id, parent_id))
+            self._pauses -= {(thread, at) for thread, at in self._pauses if thread == thread_id and at < checkpoint_id}
 
     def interrupted(self, thread_id: str, namespace: str, checkpoint_id: str) -> None:
         """Note that a task of this checkpoint called `interrupt()`; a subgraph's pause shows in its root, too."""
         if namespace == "":
-            self._open_pauses.add((thread_id, checkpoint_id))
+            self._pauses.add((thread_id, checkpoint_id))
 
 
 def new_id() -> str:

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import difflib
 import os
-from typing import TYPE_CHECKING, Any, Literal
+import re
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from skeino.errors import ConfigurationError
 
-ENVIRONMENT_PREFIX = "SKEINO_"
+ENVIRONMENT_PREFIX: Final = "SKEINO_"
+
+# What Kubernetes sets for services whose names begin with "skeino"
+# (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables).
+_SET_BY_A_CLUSTER: Final = re.compile(
+    r"SKEINO_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+)
 
 
 class SkeinoSettings(BaseSettings):
     """Where state and runs are kept; from keyword arguments, else from `SKEINO_*` environment variables.
 
-    Frozen. Unknown fields are refused, and so is an environment variable that looks like a misspelt one.
+    Frozen. Unknown fields are refused, and so are other environment variables of that prefix, which would be misspelt.
     The connection string appears in no repr and in no error.
 
     Raises:
@@ -69,16 +76,11 @@ class SkeinoSettings(BaseSettings):
 
 
 def _refuse_misspelt_variables(fields: Any) -> None:
-    """Refuse `SKEINO_CHECKPOINTER_SCHEMA`: falling back to memory in silence would lose data.
-
-    Only near misses are refused, because a cluster may set `SKEINO_SERVICE_HOST` and the like by itself.
-    """
+    """Refuse `SKEINO_SCHEME` and `SKEINO_CHECKPOINTER_SCHEMA`: falling back to memory in silence would lose data."""
     known = [f"{ENVIRONMENT_PREFIX}{name}".upper() for name in fields]
     for variable in os.environ:
         upper = variable.upper()
-        if upper.startswith(ENVIRONMENT_PREFIX) and upper not in known:
-            close = difflib.get_close_matches(upper, known, n=1, cutoff=0.85)
-            if close:
-                raise ConfigurationError(
-                    f"The environment variable {variable} is not one of skeino's: did you mean {close[0]}?"
-                )
+        if upper.startswith(ENVIRONMENT_PREFIX) and upper not in known and not _SET_BY_A_CLUSTER.fullmatch(upper):
+            close = difflib.get_close_matches(upper, known, n=1, cutoff=0.6)
+            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}."
+            raise ConfigurationError(f"The environment variable {variable} is not one of skeino's: {hint}")

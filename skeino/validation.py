@@ -17,6 +17,7 @@ from skeino.errors import InvalidInputError
 MAX_ID_CHARACTERS = 255
 MAX_JSON_BYTES = 256 * 1024
 MAX_JSON_DEPTH = 32
+_FORGOTTEN = frozenset({"None", "null", "undefined"})
 _MIN_INTEGER, _MAX_INTEGER = -(2**63), 2**63 - 1
 
 Scalar = str | int | float | bool | None
@@ -25,14 +26,14 @@ Scalar = str | int | float | bool | None
 def validate_thread_id(value: object) -> str:
     """The thread id itself, if it is one: printable text (`str.isprintable`) of 1 to 255 characters.
 
-    The word "None" is refused: `aget_state` and `aupdate_state` make it of a missing id (`str(None)`), and all who
-    forget theirs would share that thread.
+    The words "None", "null" and "undefined" are refused: they are what a missing id becomes (LangGraph's
+    `aget_state` writes `str(None)`, JavaScript the other two), and all who forget theirs would share that thread.
 
     Raises:
         InvalidInputError: it is not; the message repeats nothing of the value.
     """
-    if value == "None":
-        raise InvalidInputError("thread_id is 'None', which is what a missing one becomes: give each its own.")
+    if isinstance(value, str) and value in _FORGOTTEN:
+        raise InvalidInputError(f"thread_id is {str.__str__(value)!r}, which a missing one becomes: give each its own.")
     return validate_id(value, "thread_id")
 
 
@@ -47,6 +48,18 @@ def validate_id(value: object, name: str) -> str:
     if not value.isprintable():  # control characters, NUL, lone surrogates, line separators
         raise InvalidInputError(f"{name} has a character that is not printable: remove it.")
     return str.__str__(value)
+
+
+def validate_text(value: object, name: str) -> str:
+    """Any text that every backend stores: no NUL, no lone surrogate.
+
+    Raises:
+        InvalidInputError: it is not.
+    """
+    if not isinstance(value, str):
+        raise InvalidInputError(f"{name} must be a string, not {type(value).__name__}.")
+    _checked_text_size(value, name)
+    return value
 
 
 def validate_run_id(value: object) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import skeino
-
-if not hasattr(skeino, "SkeinoSettings"):
+try:
+    from skeino import _distribution as _distribution  # refuses PyPI's `skeino`, whichever was installed last
+except ImportError as exc:
+    if exc.name != "skeino":  # it has said what is wrong
+        raise
     raise ImportError(
         "The package 'skeino' on this Python is another project's, installed over the one of 'skeino-asgi': "
-        "run 'pip uninstall skeino skeino-asgi', then 'pip install skeino-asgi'."
-    )
+        "run 'pip uninstall skeino skeino-asgi', then install 'skeino-asgi' again."
+    ) from None
 
 from skeino_asgi.lifespan import combine_lifespans
 from skeino_asgi.logs import RunLogFilter

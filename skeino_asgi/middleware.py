@@ -9,6 +9,7 @@ import re
 from collections.abc import Awaitable, Callable, Collection
 from typing import TYPE_CHECKING, Final
 
+from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 
 from skeino.errors import (
@@ -18,7 +19,7 @@ from skeino.errors import (
     StoreUnavailableError,
     ThreadNotFoundError,
 )
-from skeino.runs import Run, current_run_var
+from skeino.runs import Run, current_run_var, guard_var
 from skeino.scrubbing import scrubbed
 from skeino.settings import SkeinoSettings
 from skeino.validation import validate_id, validate_thread_id
@@ -57,8 +58,9 @@ class RunMiddleware:
             may be async. Default: the path, if `thread_path` is given, else the header `X-Thread-ID`.
         thread_path: a path template that names the thread, `"/threads/{thread_id}"`; what follows it in the
             path does not matter. It is matched here, below `root_path`, before any routing.
-        owner: finds whose request it is, a tenant or a user; may be async. A thread of another owner is
-            answered with 404. Without it, whoever knows a thread's id reads it.
+        owner: finds whose request it is, a tenant or a user; may be async, and may raise Starlette's
+            `HTTPException(401)`. A thread of another owner is answered with 404, to HEAD requests and WebSockets,
+            too; excluded paths are not guarded. Without it, whoever knows a thread's id reads it.
         include: track these paths only: paths, `"/api/*"` for all below one, or a predicate of the scope.
         exclude: do not track these (health checks, static files). Their handlers get the state and no run.
 
@@ -82,6 +84,11 @@ class RunMiddleware:
             raise ConfigurationError("RunMiddleware takes settings or a tracker, not both: the tracker has its own.")
         self.app = app
         self.tracker = tracker if tracker is not None else RunTracker(settings)
+        if owner is not None and self.tracker.settings.on_store_error != "reject":
+            raise ConfigurationError(
+                "owner= needs on_store_error='reject': a request that is served without the store is served without "
+                "knowing whose the threads are."
+            )
         self._thread_id = thread_id
         self._thread_path = None if thread_path is None else _compiled(thread_path)
         self._owner = owner
@@ -98,31 +105,30 @@ class RunMiddleware:
             return
         scope[_SCOPE_KEY] = None
         # Always set, to None as well: servers start a keep-alive connection's next request in the last one's context.
-        token = current_run_var.set(None)
+        token, guard_token = current_run_var.set(None), guard_var.set(None)
         try:
-            if kind == "http" and self._is_tracked(scope):
+            if not self._is_chosen(scope):
+                await self._serve_untracked(scope, receive, send)
+            elif kind == "http" and scope["method"] not in UNTRACKED_METHODS:
                 await self._track(scope, receive, send)
+            elif self._owner is not None and scope.get("method") != "OPTIONS":
+                await self._guard(scope, receive, send)
             else:
                 await self._serve_untracked(scope, receive, send)
         finally:
+            guard_var.reset(guard_token)
             current_run_var.reset(token)
 
     async def _track(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            opening = await self.tracker.opened()
+            opening = await self.tracker.ready()
             run = await self._start(opening, scope)
-        except InvalidInputError as exc:
-            await _refuse(send, 400, "invalid_input", str(exc))
-            return
-        except ThreadNotFoundError:
-            await _refuse(send, 404, "thread_not_found", "There is no such thread.")
-            return
-        except StoreError as exc:
-            logger.warning("A run could not be started: %s", exc)
-            if self.tracker.settings.on_store_error == "untracked":
+        except (InvalidInputError, ThreadNotFoundError, StoreError, HTTPException) as exc:
+            if isinstance(exc, StoreUnavailableError) and self.tracker.settings.on_store_error == "untracked":
+                logger.warning("A request is served without a run: %s", exc)
                 await self._serve_untracked(scope, receive, send)
             else:
-                await _refuse(send, 503, "store_unavailable", "The server cannot keep its state now: try again.")
+                await _refuse(scope, send, exc)
             return
         exchange = HttpExchange(run, receive, send)
         scope[_SCOPE_KEY] = run
@@ -131,25 +137,35 @@ class RunMiddleware:
         try:
             await self.app(scope, exchange.receive, exchange.send)
         except BaseException as exc:
-            _ = opening.finish(run, exchange.outcome(exc))
+            opening.finish(run, exchange.outcome(exc))
             raise
-        _ = opening.finish(run, exchange.outcome(None))
+        opening.finish(run, exchange.outcome(None))
+
+    async def _guard(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a HEAD request or a WebSocket: no run, but another owner's thread is not found here either."""
+        try:
+            opening = await self.tracker.ready()
+            connection = HTTPConnection(scope)
+            guard = Run(owner=await self._owner_of(connection), store=opening.persistence.metadata_store, guarded=True)
+            if (thread_id := await self._thread_of(scope, connection)) is not None:
+                await guard.allow_read(thread_id)
+        except (InvalidInputError, ThreadNotFoundError, StoreError, HTTPException) as exc:
+            await _refuse(scope, send, exc)
+            return
+        guard_var.set(guard)
+        await self._serve_untracked(scope, receive, send)
 
     async def _serve_untracked(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            state = (await self.tracker.opened()).state
-        except StoreUnavailableError:
+            state = (await self.tracker.ready()).state
+        except StoreError:
             state = {}
         scope["state"] = {**(scope.get("state") or {}), **state, "run": None}
         await self.app(scope, receive, send)
 
     async def _start(self, opening: Opening, scope: Scope) -> Run:
         connection = HTTPConnection(scope) if self._owner is not None or self._thread_id is not None else None
-        owner = None
-        if self._owner is not None:
-            assert connection is not None
-            if (owner := await _resolved(self._owner, connection)) is not None:
-                validate_id(owner, "owner")
+        owner = None if self._owner is None or connection is None else await self._owner_of(connection)
         method = scope["method"]
         return await opening.start(
             thread_id=await self._thread_of(scope, connection),
@@ -158,6 +174,10 @@ class RunMiddleware:
             guarded=self._owner is not None,
             kwargs={"method": scrubbed(method, limit=20), "path": scrubbed(_path_below_root(scope), limit=1000)},
         )
+
+    async def _owner_of(self, connection: HTTPConnection) -> str | None:
+        owner = None if self._owner is None else await _resolved(self._owner, connection)
+        return None if owner is None else validate_id(owner, "owner")
 
     async def _thread_of(self, scope: Scope, connection: HTTPConnection | None) -> str | None:
         if self._thread_id is not None:
@@ -176,11 +196,9 @@ class RunMiddleware:
         except UnicodeDecodeError:
             raise InvalidInputError("The header X-Thread-ID is not UTF-8.") from None
 
-    def _is_tracked(self, scope: Scope) -> bool:
-        return (
-            scope["method"] not in UNTRACKED_METHODS
-            and (self._is_included is None or self._is_included(scope))
-            and not (self._is_excluded is not None and self._is_excluded(scope))
+    def _is_chosen(self, scope: Scope) -> bool:
+        return (self._is_included is None or self._is_included(scope)) and not (
+            self._is_excluded is not None and self._is_excluded(scope)
         )
 
 
@@ -189,14 +207,31 @@ async def _resolved(resolver: Resolver, connection: HTTPConnection) -> str | Non
     return await found if inspect.isawaitable(found) else found
 
 
-async def _refuse(send: Send, status: int, code: str, detail: str) -> None:
+async def _refuse(scope: Scope, send: Send, exc: Exception) -> None:
     """Answer in place of the application."""
+    status, code, detail = _answer_to(exc)
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close", "code": 1008 if status < 500 else 1013, "reason": code})
+        return
     body = json.dumps({"error": code, "detail": detail}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if status == 503:
         headers.append((b"retry-after", str(RETRY_AFTER_SECONDS).encode()))
+    if isinstance(exc, HTTPException):
+        headers += [(name.lower().encode(), value.encode()) for name, value in (exc.headers or {}).items()]
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
+
+
+def _answer_to(exc: Exception) -> tuple[int, str, str]:
+    if isinstance(exc, InvalidInputError):
+        return 400, "invalid_input", str(exc)
+    if isinstance(exc, ThreadNotFoundError):
+        return 404, "thread_not_found", "There is no such thread."
+    if isinstance(exc, HTTPException):  # the application's own answer, from owner= or thread_id=
+        return exc.status_code, "refused", exc.detail
+    logger.warning("A request is refused: %s", exc)
+    return 503, "store_unavailable", "The server cannot keep its state now: try again."
 
 
 def _path_below_root(scope: Scope) -> str:

@@ -6,12 +6,13 @@ import asyncio
 import contextvars
 import logging
 import os
+import random
 import socket
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from skeino.errors import InvalidInputError, StoreError, StoreUnavailableError
+from skeino.errors import InvalidInputError, StoreError, StoreUnavailableError, ThreadNotFoundError
 from skeino.persistence.opening import Persistence, open_persistence
 from skeino.persistence.protocol import MetadataStoreProtocol
 from skeino.persistence.rows import RunError, RunFinish
@@ -22,8 +23,9 @@ from skeino_asgi.outcome import Outcome, thread_status_after
 
 logger = logging.getLogger("skeino")
 
-FINISH_DELAYS: Final = (0.05, 0.2, 1.0, 3.0)
-"""Seconds between the attempts to write a run's end while the store is unavailable."""
+FIRST_RETRY: Final = 0.05
+LAST_RETRY: Final = 5.0
+"""Seconds between the attempts to write the ends of runs, while the store is unavailable: the first and the longest."""
 
 DRAIN_TIMEOUT: Final = 10.0
 """Seconds that closing waits for the ends of runs to be written."""
@@ -48,9 +50,10 @@ class Opening:
         self._ready: asyncio.Future[Persistence] = asyncio.get_running_loop().create_future()
         self._active: set[str] = set()
         self._idle = asyncio.Event()
-        self._due: dict[str, RunFinish] = {}
+        self._ends: dict[str, End] = {}  # those that are not written yet
         self._writes: set[asyncio.Task[None]] = set()
-        self._owner = asyncio.get_running_loop().create_task(self._own(), name="skeino", context=contextvars.Context())
+        self._retrying: asyncio.Task[None] | None = None
+        self._owner = self._spawn(self._own(), "skeino")
 
     @property
     def is_open(self) -> bool:
@@ -109,6 +112,7 @@ class Opening:
             raise StoreUnavailableError("The server is shutting down: try again.")
         store = self.persistence.metadata_store
         run = Run(thread_id=thread_id, owner=owner, store=store, guarded=guarded, creates_thread=create_thread)
+        self._active.add(run.run_id)  # before it is written: closing must know of it
         try:
             await store.start_run(
                 run.run_id,
@@ -122,43 +126,61 @@ class Opening:
             )
         except asyncio.CancelledError:  # its row may be there all the same
             message = "The request was cancelled while its run was being started."
-            _ = self.finish(run, Outcome("interrupted", RunError(code="cancelled", type=None, message=message)))
+            self.finish(run, Outcome("interrupted", RunError(code="cancelled", type=None, message=message)))
+            raise
+        except StoreUnavailableError as exc:
+            if exc.maybe_done:
+                message = "The database did not say whether the run was started; the request was refused."
+                self.finish(run, Outcome("error", RunError(code="store_unavailable", type=None, message=message)))
+            else:
+                self._leave(run)
+            raise
+        except BaseException:
+            self._leave(run)
             raise
         if thread_id is not None and create_thread:
             run.mark_attached(thread_id)
-        self._active.add(run.run_id)
         return run
 
-    def finish(self, run: Run, outcome: Outcome) -> asyncio.Task[None]:
-        """End the run. What is to be written is queued before this returns; the task writes it.
+    def finish(self, run: Run, outcome: Outcome) -> End:
+        """End the run. What is to be written is queued before this returns, and then tried until it is written.
 
         It does not wait, so that a cancelled request, too, leaves its end in the queue.
         """
-        run.status = outcome.status
+        run.end(outcome.status)
+        end = End(
+            RunFinish(
+                run_id=run.run_id,
+                worker_id=self.worker_id,
+                status=outcome.status,
+                finished_at=datetime.now(UTC),
+                thread_id=run.thread_id,
+                thread_status=thread_status_after(run, outcome.status),
+                error=outcome.error,
+                http_status=outcome.http_status,
+                metadata=_storable_metadata(run),
+                checkpoint_count=run.ledger.checkpoint_count,
+                first_checkpoint_id=run.ledger.first_checkpoint_id,
+                last_checkpoint_id=run.ledger.last_checkpoint_id,
+                paused=run.ledger.paused_on(run.thread_id),
+            ),
+            run.thread_to_attach,
+            run.owner,
+        )
+        self._ends[run.run_id] = end
+        self._leave(run)
+        task = self._spawn(self._write(end), "skeino end of run")
+        self._writes.add(task)
+        task.add_done_callback(self._writes.discard)
+        return end
+
+    def _leave(self, run: Run) -> None:
         self._active.discard(run.run_id)
         if not self._active:
             self._idle.set()
-        self._due[run.run_id] = finish = RunFinish(
-            run_id=run.run_id,
-            worker_id=self.worker_id,
-            status=outcome.status,
-            finished_at=datetime.now(UTC),
-            thread_id=run.thread_id,
-            thread_status=thread_status_after(run, outcome.status),
-            error=outcome.error,
-            http_status=outcome.http_status,
-            metadata=_storable_metadata(run),
-            checkpoint_count=run.ledger.checkpoint_count,
-            first_checkpoint_id=run.ledger.first_checkpoint_id,
-            last_checkpoint_id=run.ledger.last_checkpoint_id,
-            paused=run.ledger.paused,
-        )
-        task = asyncio.get_running_loop().create_task(
-            self._write(finish, run.thread_to_attach, run.owner), context=contextvars.Context()
-        )
-        self._writes.add(task)
-        task.add_done_callback(self._writes.discard)
-        return task
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        return asyncio.get_running_loop().create_task(coroutine, name=name, context=contextvars.Context())
 
     async def _own(self) -> None:
         """The owner task: open, wait to be closed (or cancelled with the event loop), drain, close."""
@@ -176,31 +198,56 @@ class Opening:
             self._ready.set_exception(exc)
             self._ready.exception()  # retrieved, in case nobody waits any more
 
-    async def _write(self, finish: RunFinish, thread_to_attach: str | None, owner: str | None) -> None:
+    # ── The ends of runs ─────────────────────────────────────────────────────────────────────────────────
+
+    async def _write(self, end: End) -> None:
+        if not await self._settle(end) and self._retrying is None:
+            self._retrying = self._spawn(self._retry(), "skeino ends of runs")
+
+    async def _retry(self) -> None:
+        """Try what is not written yet, again and again, until nothing is left."""
+        delay = FIRST_RETRY
+        while self._ends:
+            await asyncio.sleep(delay * random.uniform(0.5, 1.0))
+            delay = min(2 * delay, LAST_RETRY)
+            for end in list(self._ends.values()):
+                if not await self._settle(end):
+                    break  # the store is still away: no need to ask for each
+        self._retrying = None
+
+    async def _settle(self, end: End) -> bool:
+        """Write one end; False if that is worth another attempt."""
         store = self.persistence.metadata_store
-        run_id = finish["run_id"]
-        for delay in (*FINISH_DELAYS, None):
-            try:
-                if thread_to_attach is not None:
-                    await store.attach_thread(run_id, thread_to_attach, owner=owner)
-                if not await store.finish_run(finish):
-                    logger.info("The end of run %s changed nothing: its row had ended already, or is gone.", run_id)
-            except StoreUnavailableError:
-                if delay is None:
-                    logger.warning("The end of run %s (%s) could not yet be written.", run_id, finish["status"])
-                    return  # it stays due: closing tries once more
-                await asyncio.sleep(delay)
-            except (StoreError, InvalidInputError) as exc:
-                if thread_to_attach is None:
-                    logger.error("The end of run %s could not be written: %s", run_id, exc)  # no driver's text
-                    break
-                thread_to_attach = None  # another owner's thread, say: the run ends all the same
-            except Exception:  # a store's bug must not lose a run's end in silence
-                logger.exception("The end of run %s could not be written.", run_id)
-                return
-            else:
-                break
-        self._due.pop(run_id, None)
+        run_id = end.finish["run_id"]
+        try:
+            if end.thread_to_attach is not None:
+                try:
+                    await store.attach_thread(run_id, end.thread_to_attach, owner=end.owner)
+                except (ThreadNotFoundError, InvalidInputError):
+                    logger.warning("Run %s chose a thread of another owner: it ends without it.", run_id)
+                end.thread_to_attach = None
+            if not await store.finish_run(end.finish):
+                logger.info("The end of run %s changed nothing: its row had ended already, or is gone.", run_id)
+        except InvalidInputError as exc:
+            if end.reduced:
+                logger.error("The end of run %s cannot be written: %s", run_id, exc)
+                self._forget(end)
+                return True
+            logger.error("The end of run %s is written without its details: %s", run_id, exc)
+            end.reduce()
+            return await self._settle(end)
+        except StoreError as exc:
+            logger.warning("The end of run %s is not written yet: %s", run_id, exc)
+            return False
+        except Exception:  # a bug in a store of somebody's own must not lose the others' ends
+            logger.exception("The end of run %s is not written yet.", run_id)
+            return False
+        self._forget(end)
+        return True
+
+    def _forget(self, end: End) -> None:
+        self._ends.pop(end.finish["run_id"], None)
+        end.written.set()
 
     async def _drain(self, store: MetadataStoreProtocol) -> None:
         """Write what is due; then end the runs that are still active as interrupted."""
@@ -211,22 +258,57 @@ class Opening:
                     waiting = asyncio.ensure_future(self._idle.wait())
                     await asyncio.wait([waiting], timeout=GRACE)
                     waiting.cancel()
+                if self._retrying is not None:
+                    self._retrying.cancel()
                 while self._writes:
                     await asyncio.wait(list(self._writes))
-                for finish in list(self._due.values()):  # its task was cancelled, or the store was away
-                    await store.finish_run(finish)
-                    self._due.pop(finish["run_id"], None)
-                if self._active:
-                    error = RunError(code="shutdown", type=None, message="The server stopped before the run ended.")
-                    number = await store.interrupt_runs(self.worker_id, error)
+                for end in list(self._ends.values()):  # its task was cancelled, or the store was away
+                    await self._settle(end)
+                error = RunError(code="shutdown", type=None, message="The server stopped before the run ended.")
+                if number := await store.interrupt_runs(self.worker_id, error):
                     logger.warning("%d runs were active at shutdown and ended as interrupted.", number)
         except (TimeoutError, StoreError) as exc:
-            logger.error("Not all ends of runs could be written at shutdown, %d are due: %s", len(self._due), exc)
+            logger.error("Not all runs could be ended at shutdown, %d ends are due: %s", len(self._ends), exc)
+
+
+class End:
+    """How a run ended, on its way to the store."""
+
+    __slots__ = ("finish", "owner", "reduced", "thread_to_attach", "written")
+
+    def __init__(self, finish: RunFinish, thread_to_attach: str | None, owner: str | None) -> None:
+        self.finish = finish
+        self.thread_to_attach = thread_to_attach
+        self.owner = owner
+        self.reduced = False
+        self.written = asyncio.Event()
+
+    def reduce(self) -> None:
+        """Keep the status alone, of an end whose details no store can hold."""
+        self.reduced = True
+        self.thread_to_attach = None
+        error = RunError(code="unstorable", type=None, message="What is known of the run's end could not be stored.")
+        known = self.finish
+        self.finish = RunFinish(
+            run_id=known["run_id"],
+            worker_id=known["worker_id"],
+            status=known["status"],
+            finished_at=known["finished_at"],
+            thread_id=None,
+            thread_status=known["thread_status"],
+            error=None if known["status"] == "success" else error,
+            http_status=None,
+            metadata={},
+            checkpoint_count=known["checkpoint_count"],
+            first_checkpoint_id=None,
+            last_checkpoint_id=None,
+            paused=known["paused"],
+        )
 
 
 def _storable_metadata(run: Run) -> dict[str, Any]:
     try:
         return validate_json_object(run.metadata, "run.metadata")
-    except InvalidInputError as exc:
+    except Exception as exc:  # the handler's own dictionary: another thread may be changing it
         logger.warning("The metadata added to run %s is left out: %s", run.run_id, exc)
         return {}

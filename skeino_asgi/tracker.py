@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
 
-from skeino.errors import StoreUnavailableError
+from skeino.errors import SkeinoError, StoreUnavailableError
 from skeino.persistence.opening import Persistence
 from skeino.persistence.protocol import MetadataStoreProtocol
-from skeino.runs import Run, current_run_var
+from skeino.runs import Run, current_run_var, guard_var
 from skeino.settings import SkeinoSettings
 from skeino_asgi.opening import Opening
 from skeino_asgi.outcome import Outcome, outcome_of_exception
+
+FINISH_PATIENCE: Final = 10.0
+"""Seconds that the end of a `tracker.run()` block waits for its end to be written."""
 
 
 class RunTracker:
@@ -76,22 +79,28 @@ class RunTracker:
         """A run that is no request, a queue worker's job say: `async with tracker.run(thread_id=...) as run`.
 
         Its start is durable before the block begins, its end before the block is left. An exception makes it
-        `error`, a cancellation `interrupted`; both are raised again.
+        `error`, a cancellation `interrupted`; both are raised again. Within a request of an owner it is that
+        owner's, unless it names another.
 
         Raises:
             ThreadNotFoundError: the thread belongs to another owner.
             InvalidInputError: an id or a JSON value is not storable.
-            StoreUnavailableError: outside the lifespan, or the database does not answer.
+            StoreUnavailableError: outside the lifespan, or the database does not answer; at the end of the block,
+                the end of the run could not be written in time.
         """
         return TrackedRun(self.opening(), thread_id, owner, metadata, kwargs)
 
     def opening(self) -> Opening:
-        """What is open on this event loop.
+        """What is open on this event loop; outside of any, in a worker thread say, the only one that is open.
 
         Raises:
             StoreUnavailableError: nothing is.
         """
-        opening = self._openings.get(asyncio.get_running_loop())
+        try:
+            opening = self._openings.get(asyncio.get_running_loop())
+        except RuntimeError:
+            every = list(self._openings.values())
+            opening = every[0] if len(every) == 1 else None
         if opening is None or not opening.is_open:
             raise StoreUnavailableError(
                 "skeino is not open: enter tracker.lifespan first (lifespan=tracker.lifespan, or RunMiddleware around "
@@ -99,7 +108,7 @@ class RunTracker:
             )
         return opening
 
-    async def opened(self) -> Opening:
+    async def ready(self) -> Opening:
         """What is open on this event loop; under a server without lifespan, the first request opens it.
 
         Then the end of the event loop closes it: `asyncio.run` cancels the task that owns it.
@@ -109,18 +118,23 @@ class RunTracker:
         """
         opening = self._openings.get(asyncio.get_running_loop())
         if opening is None:
-            return await self.acquire()
-        if opening.closing:
+            opening = self._begin()
+            opening.users += 1  # for as long as the event loop lives
+        elif opening.closing:
             raise StoreUnavailableError("The server is shutting down: try again.")
-        await opening.opened()
+        if not opening.is_open:
+            try:
+                await opening.opened()
+            except SkeinoError:
+                self._drop(opening)
+                raise
         return opening
 
     async def acquire(self) -> Opening:
         """Open on this event loop, or share what is open; to be paired with `release`."""
-        loop = asyncio.get_running_loop()
-        opening = self._openings.get(loop)
+        opening = self._openings.get(asyncio.get_running_loop())
         if opening is None or opening.closing:
-            opening = self._openings[loop] = Opening(self.settings)
+            opening = self._begin()
         opening.users += 1
         try:
             await opening.opened()
@@ -128,8 +142,7 @@ class RunTracker:
             opening.users -= 1
             if opening.users == 0:  # it failed, or nobody waits for it any more
                 opening.abandon()
-                if self._openings.get(loop) is opening:
-                    del self._openings[loop]
+                self._drop(opening)
             raise
         return opening
 
@@ -140,9 +153,16 @@ class RunTracker:
             try:
                 await opening.close()
             finally:
-                loop = asyncio.get_running_loop()
-                if self._openings.get(loop) is opening:
-                    del self._openings[loop]
+                self._drop(opening)
+
+    def _begin(self) -> Opening:
+        opening = self._openings[asyncio.get_running_loop()] = Opening(self.settings)
+        return opening
+
+    def _drop(self, opening: Opening) -> None:
+        loop = asyncio.get_running_loop()
+        if self._openings.get(loop) is opening:
+            del self._openings[loop]
 
 
 class TrackedRun:
@@ -157,13 +177,21 @@ class TrackedRun:
         kwargs: Mapping[str, Any] | None,
     ) -> None:
         self._opening = opening
-        self._arguments = {"thread_id": thread_id, "owner": owner, "metadata": metadata, "kwargs": kwargs}
+        self._arguments: dict[str, Any] = {
+            "thread_id": thread_id,
+            "owner": owner,
+            "metadata": metadata,
+            "kwargs": kwargs,
+        }
         self._run: Run | None = None
         self._outer: Run | None = None
 
     async def __aenter__(self) -> Run:
-        self._run = await self._opening.start(create_thread=True, **self._arguments)  # type: ignore[arg-type]
         self._outer = current_run_var.get()
+        guard = self._outer or guard_var.get()
+        if self._arguments["owner"] is None and guard is not None and guard.guarded:
+            self._arguments |= {"owner": guard.owner, "guarded": True}  # a request's run within it is its owner's
+        self._run = await self._opening.start(create_thread=True, **self._arguments)
         current_run_var.set(self._run)
         return self._run
 
@@ -173,4 +201,11 @@ class TrackedRun:
         assert self._run is not None
         current_run_var.set(self._outer)
         outcome = Outcome("success") if exc is None else Outcome(*outcome_of_exception(exc, "in the run"))
-        await asyncio.wait([self._opening.finish(self._run, outcome)])
+        end = self._opening.finish(self._run, outcome)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(FINISH_PATIENCE):
+                await end.written.wait()
+        if exc is None and not end.written.is_set():
+            raise StoreUnavailableError(
+                f"The end of run {self._run.run_id} is not written yet: it is tried again while the process lives."
+            )

@@ -177,7 +177,7 @@ class InMemoryMetadataStore:
         return self._seen(thread) if thread is not None and _is_of(thread, owner) else None
 
     async def search_threads(self, **search: Unpack[ThreadSearch]) -> list[ThreadRow]:
-        threads = (self._seen(thread) for thread in self._threads.values())
+        threads = (self._with_status(thread) for thread in self._threads.values())
         return _page(threads, thread_query(search), lambda thread: thread["thread_id"])
 
     async def update_thread(
@@ -220,7 +220,10 @@ class InMemoryMetadataStore:
         del self._threads[thread_id]
         self._active.pop(thread_id, None)
         for run_id in [run_id for run_id, run in self._runs.items() if run["thread_id"] == thread_id]:
-            del self._runs[run_id]
+            if run_id in ignored:
+                self._runs[run_id]["thread_id"] = None
+            else:
+                del self._runs[run_id]
 
     # ── Helpers ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -230,11 +233,12 @@ class InMemoryMetadataStore:
             raise ThreadNotFoundError(f"There is no thread {thread_id!r}.")
 
     def _seen(self, thread: ThreadRow) -> ThreadRow:
-        """A copy of the row as a reader sees it: busy while a run is active."""
-        seen = deepcopy(thread)
-        if self._active.get(thread["thread_id"]):
-            seen["status"] = "busy"
-        return seen
+        """A copy of the row as a reader sees it."""
+        return deepcopy(self._with_status(thread))
+
+    def _with_status(self, thread: ThreadRow) -> ThreadRow:
+        """The row, busy while a run is active; a shallow copy, if any."""
+        return {**thread, "status": "busy"} if self._active.get(thread["thread_id"]) else thread
 
     def _end(self, run: RunRow, finish: RunFinish) -> None:
         linked = None if finish["thread_id"] is None else self._threads.get(finish["thread_id"])
@@ -251,7 +255,10 @@ class InMemoryMetadataStore:
     def _settle(self, thread_id: str | None, run_id: str, status: SettledStatus | None, at: datetime) -> None:
         if thread_id is None:
             return
-        self._active.get(thread_id, set()).discard(run_id)
+        active = self._active.get(thread_id, set())
+        active.discard(run_id)
+        if not active:
+            self._active.pop(thread_id, None)
         thread = self._threads.get(thread_id)
         if thread is not None and status is not None:
             thread["status"] = status

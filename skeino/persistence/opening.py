@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver
 
-from skeino.errors import ConfigurationError, SplitBrainError, ThreadBusyError, ThreadNotFoundError
+from skeino.errors import ConfigurationError, SplitBrainError, ThreadNotFoundError
 from skeino.persistence.memory import InMemoryMetadataStore
 from skeino.persistence.protocol import MetadataStoreProtocol
 from skeino.persistence.registry import (
@@ -20,7 +22,7 @@ from skeino.persistence.registry import (
     metadata_store_builder,
     normalised_scheme,
 )
-from skeino.persistence.rows import ACTIVE_STATUSES, ANY_OWNER, OwnerFilter
+from skeino.persistence.rows import ANY_OWNER, OwnerFilter
 from skeino.persistence.stamping import stamped
 from skeino.runs import current_run
 from skeino.settings import SkeinoSettings
@@ -36,31 +38,35 @@ class Persistence:
     metadata_store: MetadataStoreProtocol
 
     async def delete_thread(self, thread_id: str, *, force: bool = False, owner: OwnerFilter = ANY_OWNER) -> None:
-        """Delete a thread in both halves: its checkpoints, its runs, its row.
+        """Delete a thread in both halves: its row and its runs, then its checkpoints.
 
-        The run that asks for it does not count as active. The checkpoints go first: if the process dies in
-        between, the thread's row still shows that there is something left to delete.
+        The run that asks for it does not count as active, and keeps its row, without the thread. The rows go
+        first, because only there it can be decided at once, against all processes, that no run is active; the
+        checkpoints follow even if the caller is cancelled meanwhile. Where the row is gone already and state is
+        left, the state is deleted.
 
         Raises:
             ThreadNotFoundError: there is no such thread, or it is another owner's.
-            ThreadBusyError: a run is active on it, and `force` is False.
+            ThreadBusyError: a run is active on it, and `force` is False. Nothing was deleted.
         """
         run = current_run()
-        if run is not None and owner is ANY_OWNER and run.owner is not None:
+        if owner is ANY_OWNER and run is not None and run.guarded:
             owner = run.owner
-        if await self.metadata_store.get_thread(thread_id, owner=owner) is None:
-            raise ThreadNotFoundError(f"There is no thread {thread_id!r}.")
-        active = await self.metadata_store.search_runs(thread_id=thread_id, status=ACTIVE_STATUSES, limit=2)
-        if not force and any(run is None or row["run_id"] != run.run_id for row in active):
-            raise ThreadBusyError(
-                f"The thread {thread_id!r} has an active run: wait for it, or delete with force=True."
-            )
-        await self.checkpointer.adelete_thread(thread_id)
-        await self.metadata_store.delete_thread(
-            thread_id, force=force, owner=owner, ignore_run=None if run is None else run.run_id
-        )
-        if active:  # what an active run wrote in the meantime
-            await self.checkpointer.adelete_thread(thread_id)
+        ignore_run = None if run is None else run.run_id
+        try:
+            await self.metadata_store.delete_thread(thread_id, force=force, owner=owner, ignore_run=ignore_run)
+        except ThreadNotFoundError:
+            config: RunnableConfig = {"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}
+            if owner is not ANY_OWNER or await self.checkpointer.aget_tuple(config) is None:
+                raise
+        if run is not None:
+            run.forget_thread(thread_id)
+        deleting = asyncio.ensure_future(self.checkpointer.adelete_thread(thread_id))
+        try:
+            await asyncio.shield(deleting)
+        except asyncio.CancelledError:
+            await asyncio.wait([deleting])
+            raise
 
 
 @asynccontextmanager

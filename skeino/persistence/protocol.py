@@ -231,7 +231,8 @@ class MetadataStoreProtocol(Protocol):
             thread_id: the thread.
             force: delete it even though a run is active.
             owner: only if it is this owner's.
-            ignore_run: an active run that does not count, the one that asks for the deletion.
+            ignore_run: the run that asks for the deletion: it does not count as active, and its row is kept,
+                without the thread.
 
         Raises:
             ThreadNotFoundError: there is no such thread.

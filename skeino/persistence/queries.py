@@ -177,6 +177,8 @@ def checked_finish(finish: RunFinish) -> RunFinish:
     Raises:
         InvalidInputError: a value is not storable, or the status is not a terminal one.
     """
+    if not isinstance(cast("object", finish), Mapping) or set(finish) != set(RunFinish.__annotations__):
+        raise InvalidInputError("finish must be a RunFinish, with all of its fields.")
     checked = finish.copy()
     validate_run_id(finish["run_id"])
     validate_id(finish["worker_id"], "worker_id")
@@ -273,9 +275,10 @@ def checked_owner(owner: OwnerFilter) -> OwnerFilter:
 
 
 def _one_of(value: object, known: Collection[str], name: str) -> str:
-    if not isinstance(value, str) or value not in known:
+    plain = str.__str__(value) if isinstance(value, str) else None
+    if plain is None or plain not in known:
         raise InvalidInputError(f"{name} must be one of {', '.join(known)}.")
-    return value
+    return plain
 
 
 def _whole_number(value: object, name: str, least: int, most: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
@@ -64,7 +65,7 @@ class CheckpointerSpec:
         """The options, each known one with its default: `checked_options(setup_schema=(bool, True))`.
 
         Raises:
-            ConfigurationError: an option is unknown or of another type.
+            ConfigurationError: an option is unknown, of another type, or negative; of a number of seconds, zero.
         """
         for name, value in self.options.items():
             if name not in known:
@@ -78,6 +79,9 @@ class CheckpointerSpec:
                 raise ConfigurationError(
                     f"The checkpointer option {name!r} must be of type {wanted}, not {type(value).__name__}."
                 )
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if number and not (math.isfinite(value) and (value > 0 or (value == 0 and float not in kinds))):
+                raise ConfigurationError(f"The checkpointer option {name!r} must be a number above zero.")
         return {name: self.options.get(name, default) for name, (_, default) in known.items()}
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import warnings
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, cast
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
 
 from skeino.errors import ConfigurationError, InvalidInputError, ResumeTrapWarning
-from skeino.runs import Run, current_run
-from skeino.validation import validate_thread_id
+from skeino.runs import Run, current_run, guard_var
+from skeino.validation import validate_id, validate_text, validate_thread_id
 
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
@@ -53,16 +55,15 @@ class RunStampMixin(_Saver):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
-        thread_id = thread_id_of(config)
-        run = current_run()
-        if run is None or not run.ledger.begin(checkpoint["id"]):
+        call = (*place_of(config), checkpoint["id"])
+        if _within.get() == call:
             return await super().aput(config, checkpoint, metadata, new_versions)
-        try:
-            await run.allow_write(thread_id)
-            stored = await super().aput(config, checkpoint, stamped_metadata(run, config, metadata), new_versions)
-        finally:
-            run.ledger.end(checkpoint["id"])
-        _count(run, config, checkpoint)
+        run = current_run()
+        await _allow_write(run, call[0])
+        with _calling(call):
+            stored = await super().aput(config, checkpoint, stamped_metadata(run, metadata), new_versions)
+        if run is not None:
+            run.ledger.wrote(*call)
         return stored
 
     def put(
@@ -72,54 +73,58 @@ class RunStampMixin(_Saver):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
-        thread_id = thread_id_of(config)
-        run = current_run()
-        if run is None or not run.ledger.begin(checkpoint["id"]):
+        call = (*place_of(config), checkpoint["id"])
+        if _within.get() == call:
             return super().put(config, checkpoint, metadata, new_versions)
-        try:
-            run.allow_write_blocking(thread_id)
-            # An asynchronous saver's `put` calls its own `aput`, which must not count the checkpoint again.
-            stored = super().put(config, checkpoint, stamped_metadata(run, config, metadata), new_versions)
-        finally:
-            run.ledger.end(checkpoint["id"])
-        _count(run, config, checkpoint)
+        run = current_run()
+        _allow_write_blocking(run, call[0])
+        with _calling(call):
+            stored = super().put(config, checkpoint, stamped_metadata(run, metadata), new_versions)
+        if run is not None:
+            run.ledger.wrote(*call)
         return stored
 
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
-        thread_id = thread_id_of(config)
-        if (run := current_run()) is not None:
-            await run.allow_write(thread_id)
-        await super().aput_writes(config, writes, task_id, task_path)
-        if run is not None:
-            _note_interrupt(run, config, writes)
+        call = (*place_of(config), task_id)
+        if _within.get() == call:
+            return await super().aput_writes(config, writes, task_id, task_path)
+        run = current_run()
+        await _allow_write(run, call[0])
+        with _calling(call):
+            await super().aput_writes(config, writes, task_id, task_path)
+        _note_interrupt(run, config, writes)
+        return None
 
     def put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
-        thread_id = thread_id_of(config)
-        if (run := current_run()) is not None:
-            run.allow_write_blocking(thread_id)
-        super().put_writes(config, writes, task_id, task_path)
-        if run is not None:
-            _note_interrupt(run, config, writes)
+        call = (*place_of(config), task_id)
+        if _within.get() == call:
+            return super().put_writes(config, writes, task_id, task_path)
+        run = current_run()
+        _allow_write_blocking(run, call[0])
+        with _calling(call):
+            super().put_writes(config, writes, task_id, task_path)
+        _note_interrupt(run, config, writes)
+        return None
 
     # ── Reading ──────────────────────────────────────────────────────────────────────────────────────────
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        thread_id = thread_id_of(config)
-        if (run := current_run()) is not None:
-            _warn_of_the_resume_trap(run, config)
-            await run.allow_read(thread_id)
-        return await super().aget_tuple(config)
+        call = place_of(config)
+        _warn_of_the_resume_trap(config)
+        await _allow_read(call)
+        with _calling(call):
+            return await super().aget_tuple(config)
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        thread_id = thread_id_of(config)
-        if (run := current_run()) is not None:
-            _warn_of_the_resume_trap(run, config)
-            run.allow_read_blocking(thread_id)
-        return super().get_tuple(config)
+        call = place_of(config)
+        _warn_of_the_resume_trap(config)
+        _allow_read_blocking(call)
+        with _calling(call):
+            return super().get_tuple(config)
 
     async def alist(
         self,
@@ -129,13 +134,16 @@ class RunStampMixin(_Saver):
         before: RunnableConfig | None = None,
         limit: int | None = None,
     ) -> AsyncIterator[CheckpointTuple]:
-        run = current_run()
-        thread_id = _thread_id_to_list(run, config)
-        if run is not None and thread_id is not None:
-            await run.allow_read(thread_id)
-        found = super().alist(config, filter=filter, before=before, limit=limit)
-        async with aclosing(cast("Any", found)):
-            async for checkpoint in found:
+        call = _place_to_list(config)
+        if call is not None:
+            await _allow_read(call)
+        found: Any = super().alist(config, filter=filter, before=before, limit=limit)
+        async with aclosing(found):
+            while True:
+                with _calling(call):  # for each step: a generator may go on in another context
+                    checkpoint = await anext(found, None)
+                if checkpoint is None:
+                    return
                 yield checkpoint
 
     def list(
@@ -146,47 +154,62 @@ class RunStampMixin(_Saver):
         before: RunnableConfig | None = None,
         limit: int | None = None,
     ) -> Iterator[CheckpointTuple]:
-        run = current_run()
-        thread_id = _thread_id_to_list(run, config)
-        if run is not None and thread_id is not None:
-            run.allow_read_blocking(thread_id)
-        yield from super().list(config, filter=filter, before=before, limit=limit)
+        call = _place_to_list(config)
+        if call is not None:
+            _allow_read_blocking(call)
+        found = iter(super().list(config, filter=filter, before=before, limit=limit))
+        while True:
+            with _calling(call):
+                checkpoint = next(found, None)
+            if checkpoint is None:
+                return
+            yield checkpoint
 
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
-        thread_id = thread_id_of(config)
-        if (run := current_run()) is not None:
-            await run.allow_read(thread_id)
-        return await super().aget_delta_channel_history(config=config, channels=channels)
+        call = place_of(config)
+        await _allow_read(call)
+        with _calling(call):
+            return await super().aget_delta_channel_history(config=config, channels=channels)
 
     def get_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
-        thread_id = thread_id_of(config)
-        if (run := current_run()) is not None:
-            run.allow_read_blocking(thread_id)
-        return super().get_delta_channel_history(config=config, channels=channels)
+        call = place_of(config)
+        _allow_read_blocking(call)
+        with _calling(call):
+            return super().get_delta_channel_history(config=config, channels=channels)
 
     # ── Deleting ─────────────────────────────────────────────────────────────────────────────────────────
 
     async def adelete_thread(self, thread_id: str) -> None:
-        validate_thread_id(thread_id)
-        if (run := current_run()) is not None:
-            await run.allow_read(thread_id)
-        await super().adelete_thread(thread_id)
+        call = (validate_thread_id(thread_id), "")
+        await _allow_read(call)
+        with _calling(call):
+            await super().adelete_thread(thread_id)
+        _forget(thread_id)
 
     def delete_thread(self, thread_id: str) -> None:
-        validate_thread_id(thread_id)
-        if (run := current_run()) is not None:
-            run.allow_read_blocking(thread_id)
-        super().delete_thread(thread_id)
+        call = (validate_thread_id(thread_id), "")
+        _allow_read_blocking(call)
+        with _calling(call):
+            super().delete_thread(thread_id)
+        _forget(thread_id)
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """Guard the optional operations, too, but only those that the saver has: the others would be faked."""
+        super().__init_subclass__(**arguments)
+        for name in ("aprune", "prune", "acopy_thread", "copy_thread", "adelete_for_runs", "delete_for_runs"):
+            operation = getattr(cls, name, None)
+            if operation is not None and operation is not getattr(BaseCheckpointSaver, name, None):
+                setattr(cls, name, _guarded(operation))
 
 
 def stamped(saver: BaseCheckpointSaver[Any]) -> BaseCheckpointSaver[Any]:
-    """The saver itself if it stamps already, else a shallow copy whose class is `RunStampMixin` and its own.
+    """The saver itself if it stamps already, else a twin whose class is `RunStampMixin` and the saver's own.
 
-    The copy shares the saver's connections and storage; its extra methods and capabilities are the saver's.
+    The twin shares all the saver's attributes; its extra methods and capabilities are the saver's.
 
     Raises:
         ConfigurationError: it is no LangGraph saver, or its class cannot be extended this way.
@@ -210,28 +233,32 @@ def stamped(saver: BaseCheckpointSaver[Any]) -> BaseCheckpointSaver[Any]:
         for name in getattr(one, "__slots__", ()):
             if hasattr(saver, name):
                 setattr(clone, name, getattr(saver, name))
-    vars(clone).update(vars(saver))
+    clone.__dict__ = saver.__dict__  # shared: what the saver opens later, its builder finds, and closes
     return clone
 
 
-def thread_id_of(config: RunnableConfig) -> str:
-    """The config's `configurable.thread_id`, which every read and write of state must name.
+def place_of(config: RunnableConfig) -> tuple[str, str]:
+    """The thread and the checkpoint namespace that a config names, checked.
 
     Raises:
-        InvalidInputError: it is missing, or no thread id.
+        InvalidInputError: the thread is missing, or it, the namespace or the checkpoint id is not storable.
     """
-    thread_id = (config.get("configurable") or {}).get("thread_id")
+    configurable = config.get("configurable") or {}
+    thread_id = configurable.get("thread_id")
     if thread_id is None:
         raise InvalidInputError(
             "The graph's config has no thread_id: pass run.config, or {'configurable': {'thread_id': ...}}."
         )
-    return validate_thread_id(thread_id)
+    if (checkpoint_id := configurable.get("checkpoint_id")) is not None:
+        validate_id(checkpoint_id, "checkpoint_id")
+    if namespace := configurable.get("checkpoint_ns", ""):
+        validate_text(namespace, "checkpoint_ns")
+    return validate_thread_id(thread_id), namespace
 
 
-def stamped_metadata(run: Run, config: RunnableConfig, metadata: CheckpointMetadata) -> CheckpointMetadata:
-    """A copy of the metadata with the run's id, unless it names a run already."""
-    _warn_of_the_resume_trap(run, config)
-    if "run_id" in metadata:
+def stamped_metadata(run: Run | None, metadata: CheckpointMetadata) -> CheckpointMetadata:
+    """A copy of the metadata with the run's id, unless it names a run already, or there is none."""
+    if run is None or "run_id" in metadata:
         return metadata
     return cast("CheckpointMetadata", {**metadata, "run_id": run.run_id})
 
@@ -241,35 +268,107 @@ def _stamped_class(saver_class: type[BaseCheckpointSaver[Any]]) -> type[BaseChec
     return type(f"Stamped{saver_class.__name__}", (RunStampMixin, saver_class), {"__module__": saver_class.__module__})
 
 
-def _count(run: Run, config: RunnableConfig, checkpoint: Checkpoint) -> None:
-    configurable = config["configurable"]
-    run.ledger.wrote(
-        configurable["thread_id"],
-        configurable.get("checkpoint_ns", ""),
-        checkpoint["id"],
-        configurable.get("checkpoint_id"),
-    )
+_within: ContextVar[tuple[str, ...] | None] = ContextVar("skeino_saver_call", default=None)
+"""The saver's call that is being made. `InMemorySaver.aput` calls its own `put`, `AsyncPostgresSaver.put` its own
+`aput` in another thread: the inner one has been checked, stamped and is counted already."""
 
 
-def _note_interrupt(run: Run, config: RunnableConfig, writes: Sequence[tuple[str, Any]]) -> None:
-    if any(channel == _INTERRUPT for channel, _ in writes):
-        configurable = config["configurable"]
-        run.ledger.interrupted(
-            configurable["thread_id"], configurable.get("checkpoint_ns", ""), configurable["checkpoint_id"]
-        )
+@contextmanager
+def _calling(call: tuple[str, ...] | None) -> Iterator[None]:
+    token = _within.set(call)
+    try:
+        yield
+    finally:
+        _within.reset(token)
 
 
-def _thread_id_to_list(run: Run | None, config: RunnableConfig | None) -> str | None:
+async def _allow_write(run: Run | None, thread_id: str) -> None:
+    if run is not None:
+        await run.allow_write(thread_id)
+    else:
+        await _allow_read((thread_id,))
+
+
+def _allow_write_blocking(run: Run | None, thread_id: str) -> None:
+    if run is not None:
+        run.allow_write_blocking(thread_id)
+    else:
+        _allow_read_blocking((thread_id,))
+
+
+async def _allow_read(call: tuple[str, ...]) -> None:
+    guard = _guard_of(call)
+    if guard is not None:
+        await guard.allow_read(call[0])
+
+
+def _allow_read_blocking(call: tuple[str, ...]) -> None:
+    guard = _guard_of(call)
+    if guard is not None:
+        guard.allow_read_blocking(call[0])
+
+
+def _guard_of(call: tuple[str, ...]) -> Run | None:
+    """Who must be asked before this call; nobody, where it is part of another on the same thread."""
+    outer = _within.get()
+    return None if outer is not None and outer[0] == call[0] else current_run() or guard_var.get()
+
+
+def _forget(thread_id: str) -> None:
+    if (run := current_run()) is not None:
+        run.forget_thread(thread_id)
+
+
+def _guarded(operation: Callable[..., Any]) -> Callable[..., Any]:
+    """The operation, its threads checked first. Which threads a run wrote to cannot be checked: it is refused."""
+
+    def threads_of(arguments: tuple[Any, ...], named: dict[str, Any]) -> list[str]:
+        values = [*arguments, *(value for name, value in named.items() if name != "strategy")]
+        if "delete_for_runs" in operation.__name__:
+            raise InvalidInputError("Where threads have owners, a request may not delete by run: delete the thread.")
+        return [one for value in values for one in ([value] if isinstance(value, str) else value)]
+
+    if inspect.iscoroutinefunction(operation):
+
+        @functools.wraps(operation)
+        async def checked(self: Any, *arguments: Any, **named: Any) -> Any:
+            guard = current_run() or guard_var.get()
+            if guard is not None and guard.guarded:
+                for thread_id in threads_of(arguments, named):
+                    await guard.allow_read(validate_thread_id(thread_id))
+            return await operation(self, *arguments, **named)
+
+    else:
+
+        @functools.wraps(operation)
+        def checked(self: Any, *arguments: Any, **named: Any) -> Any:
+            guard = current_run() or guard_var.get()
+            if guard is not None and guard.guarded:
+                for thread_id in threads_of(arguments, named):
+                    guard.allow_read_blocking(validate_thread_id(thread_id))
+            return operation(self, *arguments, **named)
+
+    return checked
+
+
+def _note_interrupt(run: Run | None, config: RunnableConfig, writes: Sequence[tuple[str, Any]]) -> None:
+    if run is not None and any(channel == _INTERRUPT for channel, _ in writes):
+        run.ledger.interrupted(*place_of(config), config["configurable"]["checkpoint_id"])
+
+
+def _place_to_list(config: RunnableConfig | None) -> tuple[str, str] | None:
     if config is not None and (config.get("configurable") or {}).get("thread_id") is not None:
-        return thread_id_of(config)
-    if run is not None and run.guarded:
+        return place_of(config)
+    guard = current_run() or guard_var.get()
+    if guard is not None and guard.guarded:
         raise InvalidInputError("Name a thread_id: where threads have owners, a run may not list those of all.")
     return None
 
 
-def _warn_of_the_resume_trap(run: Run, config: RunnableConfig) -> None:
-    for part in (config.get("metadata"), config.get("configurable")):
-        if part and str(part.get("run_id")) == run.run_id:
+def _warn_of_the_resume_trap(config: RunnableConfig) -> None:
+    run = current_run()
+    for part in (config.get("metadata"), config.get("configurable")) if run is not None else ():
+        if part and run is not None and str(part.get("run_id")) == run.run_id:
             warnings.warn(
                 "The graph's config carries the current run's id: LangGraph takes that for a resumption and drops "
                 "the input of the run's second call. Leave it out, skeino stamps every checkpoint itself.",

@@ -86,7 +86,9 @@ def _parser() -> argparse.ArgumentParser:
         "--port", type=_port, default=DEFAULT_PORT, help="the port, 0 for any free one (default %(default)s)"
     )
     parser.add_argument("--db", metavar="FILE", help=f"the SQLite file to keep everything in (default {DEFAULT_FILE})")
-    parser.add_argument("--scheme", default="sqlite", help="another backend: memory, postgres (default %(default)s)")
+    parser.add_argument(
+        "--scheme", help="another backend: memory, postgres (default SKEINO_CHECKPOINTER_SCHEME, sqlite)"
+    )
     parser.add_argument("--uri", help="its connection string; SKEINO_CHECKPOINTER_URI keeps it out of the process list")
     return parser
 
@@ -98,13 +100,18 @@ def _port(text: str) -> int:
 
 
 def _settings(options: argparse.Namespace) -> SkeinoSettings:
-    if options.db is not None and (options.uri is not None or not _is_sqlite(options.scheme)):
+    if options.scheme is options.uri is options.db is None:
+        surrounding = SkeinoSettings()
+        if "checkpointer_scheme" in surrounding.model_fields_set:
+            return surrounding
+    scheme = options.scheme or "sqlite"
+    if options.db is not None and (options.uri is not None or not _is_sqlite(scheme)):
         raise _RefusedError("--db names a SQLite file: use it without --scheme and --uri, or leave it out.")
     if options.uri is not None:
-        return SkeinoSettings(checkpointer_scheme=options.scheme, checkpointer_uri=options.uri)
-    if _is_sqlite(options.scheme):
+        return SkeinoSettings(checkpointer_scheme=scheme, checkpointer_uri=options.uri)
+    if _is_sqlite(scheme):
         return SkeinoSettings(checkpointer_scheme="sqlite", checkpointer_uri=options.db or DEFAULT_FILE)
-    return SkeinoSettings(checkpointer_scheme=options.scheme)
+    return SkeinoSettings(checkpointer_scheme=scheme)
 
 
 def _is_sqlite(scheme: str) -> bool:

@@ -5,7 +5,7 @@ import pytest
 from skeino.errors import ThreadBusyError, ThreadNotFoundError
 from skeino.persistence import MetadataStoreProtocol
 from skeino.runs import new_id
-from tests.contract.making import everything, finished, started, the_run, the_thread
+from tests.contract.making import ending, everything, finished, started, the_run, the_thread
 
 
 async def test_a_thread_goes_with_its_runs_and_nothing_else(store: MetadataStoreProtocol) -> None:
@@ -60,7 +60,19 @@ async def test_the_run_that_asks_for_the_deletion_does_not_count(store: Metadata
     assert await store.get_run(other) is None
     asking = await started(store, "t")
     await store.delete_thread("t", ignore_run=asking)
-    assert await everything(store) == ([], [])
+    assert await store.get_thread("t") is None
+
+
+async def test_the_run_that_asks_for_the_deletion_keeps_its_row_without_the_thread(
+    store: MetadataStoreProtocol,
+) -> None:
+    asking = await started(store, "t")
+    await store.delete_thread("t", ignore_run=asking)
+    row = await the_run(store, asking)
+    assert (row["thread_id"], row["status"]) == (None, "running")
+    await store.attach_thread(asking, "t", owner=None)
+    assert (await the_run(store, asking))["thread_id"] == "t", "it may write to the thread anew"
+    assert await store.finish_run(ending(asking))
 
 
 async def test_a_deleted_thread_may_be_made_anew(store: MetadataStoreProtocol) -> None:

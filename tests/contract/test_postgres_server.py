@@ -92,6 +92,9 @@ async def test_a_wrong_password_is_not_repeated(postgres_server: PostgresServer,
         f"host=x password='{PASSWORD}",
         f"mysql://ann:{PASSWORD}@host/mine",
         f"ann:{PASSWORD}@host",
+        f"ann:{PASSWORD}@host://mine",
+        f"postgresql://ann:{PASSWORD}/x@127.0.0.1:9/mine",  # libpq takes these two, and cuts them in the password
+        f"postgresql://ann:x@{PASSWORD}@127.0.0.1:9/mine",
     ],
 )
 async def test_a_malformed_dsn_is_not_repeated(dsn: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -296,3 +299,27 @@ def role_without_create(dsn: str) -> Iterator[str]:
         with psycopg.connect(dsn, autocommit=True) as connection:
             connection.execute("DROP OWNED BY modest")
             connection.execute("DROP ROLE modest")
+
+
+async def test_a_request_cancelled_while_it_returns_its_connection_does_not_lose_it(module_database: str) -> None:
+    async with open_persistence(settings_for(module_database, pool_min_size=1, pool_max_size=1)) as persistence:
+        database = database_of(persistence)
+        used, go_on = asyncio.Event(), asyncio.Event()
+
+        async def use() -> None:
+            async with database.connection():
+                used.set()
+                await go_on.wait()
+
+        task = asyncio.create_task(use())
+        await used.wait()
+        async with database.pool._lock:  # returning a connection waits for it
+            go_on.set()
+            for _ in range(10):
+                await asyncio.sleep(0)
+            task.cancel()
+            for _ in range(10):
+                await asyncio.sleep(0)
+        await asyncio.wait([task])
+        async with asyncio.timeout(2):
+            assert await persistence.metadata_store.search_runs() is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -120,7 +121,15 @@ def test_beside_the_other_project_of_that_name_importing_fails_clearly(tmp_path:
     assert result.returncode == 1
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith("ImportError: The distribution 'skeino' is another project")
-    assert "pip install skeino-asgi" in last
+    assert "install 'skeino-asgi' again" in last
+
+
+def test_installed_over_ours_the_other_project_is_refused_all_the_same(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "skeino", tmp_path / "skeino")  # its files stand between ours
+    (tmp_path / "skeino" / "__init__.py").write_text("class SkeinoSettings: ...\n")
+    result = _python("import skeino_asgi", _distribution(tmp_path, "skeino"))
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: The distribution 'skeino' is another project")
 
 
 def test_over_written_by_the_other_project_importing_fails_clearly(tmp_path: Path) -> None:

@@ -226,6 +226,9 @@ def test_a_scheme_is_registered_once_unless_replacing_is_meant() -> None:
         ({"setup_shema": True}, "did you mean setup_schema"),
         ({"setup_schema": "yes"}, "must be of type bool, not str"),
         ({"busy_timeout": True}, "must be of type int or float, not bool"),
+        ({"busy_timeout": -1}, "must be a number above zero"),
+        ({"operation_timeout": 0}, "must be a number above zero"),
+        ({"operation_timeout": float("nan")}, "must be a number above zero"),
     ],
 )
 async def test_a_wrong_option_is_refused(tmp_path: Path, options: dict[str, Any], said: str) -> None:

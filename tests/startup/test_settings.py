@@ -96,7 +96,16 @@ def test_a_misspelt_variable_is_refused_with_the_right_one(monkeypatch: pytest.M
         SkeinoSettings()
 
 
+@pytest.mark.parametrize("variable", ["SKEINO_SCHEME", "SKEINO_URI", "SKEINO_BACKEND", "SKEINO_DATABASE_URL"])
+def test_any_other_variable_of_ours_is_refused(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv(variable, "postgres")
+    with pytest.raises(ConfigurationError, match=f"The environment variable {variable} is not one of skeino's"):
+        SkeinoSettings()
+
+
 def test_what_a_cluster_sets_by_itself_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SKEINO_SERVICE_HOST", "10.0.0.1")
     monkeypatch.setenv("SKEINO_PORT_8000_TCP", "tcp://10.0.0.1:8000")
+    monkeypatch.setenv("SKEINO_API_SERVICE_PORT_HTTP", "8000")
+    monkeypatch.setenv("SKEINO_PORT", "tcp://10.0.0.1:8000")
     assert SkeinoSettings().checkpointer_scheme == "memory"

@@ -59,6 +59,7 @@ class PostgresDatabase:
         """Host, port and database, for messages."""
         self.pipeline = pipeline
         self._operation_timeout = operation_timeout
+        self._returning: set[asyncio.Future[None]] = set()
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
@@ -73,8 +74,18 @@ class PostgresDatabase:
                 connection = await self._checked_out()
                 try:
                     yield connection
+                except errors.ReadOnlySqlTransaction:  # a standby: the pool must look for the new primary
+                    await connection.close()
+                    raise
                 finally:
-                    await self.pool.putconn(connection)
+                    await self._give_back(connection)
+
+    async def _give_back(self, connection: Connection) -> None:
+        """Return it to the pool in a task of its own: a cancelled `putconn` loses the connection for ever."""
+        task = asyncio.ensure_future(self.pool.putconn(connection))
+        self._returning.add(task)
+        task.add_done_callback(self._returning.discard)
+        await asyncio.shield(task)
 
     async def _checked_out(self) -> Connection:
         """A connection that is alive. The pool's own `check` waits a second and more after each dead one it finds,
@@ -86,7 +97,7 @@ class PostgresDatabase:
             if is_alive(connection):
                 return connection
             await connection.close()
-            await self.pool.putconn(connection)  # which makes the pool open another
+            await self._give_back(connection)  # which makes the pool open another
 
     async def fetch(self, statement: str, values: dict[str, Any]) -> list[DictRow]:
         """The rows of one statement, which is a transaction of its own."""
@@ -119,10 +130,12 @@ async def open_database(spec: CheckpointerSpec) -> AsyncIterator[PostgresDatabas
     }
     if not 0 <= options["pool_min_size"] <= options["pool_max_size"] or options["pool_max_size"] < 1:
         raise ConfigurationError("pool_min_size must be at most pool_max_size, and pool_max_size at least 1.")
+    if options["pool_max_waiting"] < 1:
+        raise ConfigurationError("pool_max_waiting must be at least 1: psycopg_pool takes 0 for unbounded.")
 
     async def connect() -> Connection:
         try:
-            async with asyncio.timeout(options["connect_timeout"]):
+            async with asyncio.timeout(options["connect_timeout"] * (1 + str(given.get("host")).count(","))):
                 return await AsyncConnection.connect("", **parameters)
         except psycopg.Error as exc:  # its text may carry a part of the password
             problem = _connection_problem(exc)
@@ -182,9 +195,9 @@ def translated_errors(place: str) -> Iterator[None]:
     except PoolClosed as exc:
         raise StoreUnavailableError(f"The pool of PostgreSQL at {place} is closed.") from exc
     except TimeoutError as exc:
-        raise StoreUnavailableError(f"PostgreSQL at {place} did not answer in time.") from exc
+        raise StoreUnavailableError(f"PostgreSQL at {place} did not answer in time.", maybe_done=True) from exc
     except errors.DataError as exc:
-        raise InvalidInputError(f"PostgreSQL cannot store one of the values ({_code(exc)}).") from exc
+        raise InvalidInputError(f"PostgreSQL cannot store one of the values ({_code(exc)}).") from None
     except (errors.UndefinedTable, errors.UndefinedColumn, errors.InvalidSchemaName) as exc:
         raise SchemaError(
             f"The database at {place} lacks skeino's tables ({_code(exc)}): open it once with setup_schema=True."
@@ -194,10 +207,18 @@ def translated_errors(place: str) -> Iterator[None]:
             f"The role may not do this in the database at {place} ({_code(exc)}): grant it the tables, or run the "
             "set-up once as a role that may CREATE."
         ) from exc
+    except errors.ReadOnlySqlTransaction as exc:
+        raise StoreUnavailableError(f"PostgreSQL at {place} is read-only now ({_code(exc)}): try again.") from exc
     except (psycopg.OperationalError, psycopg.InterfaceError) as exc:
-        raise StoreUnavailableError(f"PostgreSQL at {place} failed ({_code(exc)}): try again.") from exc
+        error: StoreError = StoreUnavailableError(
+            f"PostgreSQL at {place} failed ({_code(exc)}): try again.", maybe_done=True
+        )
+        error.sqlstate = exc.sqlstate
+        raise error from exc
     except psycopg.Error as exc:
-        raise StoreError(f"PostgreSQL at {place} refused the operation ({_code(exc)}).") from exc
+        error = StoreError(f"PostgreSQL at {place} refused the operation ({_code(exc)}).")
+        error.sqlstate = exc.sqlstate
+        raise error from None  # its DETAIL repeats a row's values
 
 
 def _code(exc: psycopg.Error) -> str:
@@ -208,8 +229,9 @@ def _parameters_of(spec: CheckpointerSpec) -> dict[str, Any]:
     uri = spec.required_uri("'postgresql://user@localhost:5432/mydb'").strip()
     prefix, separator, _ = uri.partition("://")
     if separator and prefix.lower() not in ("postgresql", "postgres"):
+        begins = f"begins with {prefix!r}" if prefix.isalnum() and len(prefix) < 20 else "is none"
         raise ConfigurationError(
-            f"The scheme 'postgres' needs a PostgreSQL URI, but checkpointer_uri begins with {prefix[:20]!r}: "
+            f"The scheme 'postgres' needs a PostgreSQL URI, but checkpointer_uri {begins}: "
             "set checkpointer_scheme to match it, or begin it with postgresql://."
         )
     if not separator and "=" not in uri:
@@ -217,7 +239,9 @@ def _parameters_of(spec: CheckpointerSpec) -> dict[str, Any]:
             "checkpointer_uri is no PostgreSQL connection string: write postgresql://user@host:5432/database."
         )
     try:
-        return conninfo.conninfo_to_dict(uri)
+        parameters = conninfo.conninfo_to_dict(uri)
+        if not separator or _looks_whole(parameters):
+            return parameters
     except psycopg.ProgrammingError:
         pass  # its text repeats the string, password and all: ours is raised outside, and does not refer to it
     raise ConfigurationError(
@@ -226,18 +250,29 @@ def _parameters_of(spec: CheckpointerSpec) -> dict[str, Any]:
     )
 
 
+def _looks_whole(parameters: dict[str, Any]) -> bool:
+    """False where an '@' or a '/' of the password stands for itself, and libpq has cut the URI there: the rest of
+    the password is in the host, the port or the database's name then.
+    """
+    host, port, database = (str(parameters.get(name) or "") for name in ("host", "port", "dbname"))
+    cut_host = "@" in host or ("/" in host and not host.startswith("/"))
+    cut_port = port.replace(",", "").strip("0123456789") != ""
+    return not (cut_host or cut_port or "@" in database)
+
+
 def _place_of(parameters: dict[str, Any]) -> str:
-    host = parameters.get("host") or parameters.get("hostaddr") or "the local socket"
-    port = parameters.get("port") or 5432
-    database = parameters.get("dbname") or parameters.get("user") or "the default database"
-    return f"{host}:{port}/{database}"
+    """Host, port and database, for messages; what the URI leaves out comes from libpq's variables and defaults."""
+    defaults = {one.keyword.decode(): one.val.decode() for one in psycopg.pq.Conninfo.get_defaults() if one.val}
+    known = {**defaults, **parameters}
+    host = known.get("host") or known.get("hostaddr") or "the local socket"
+    return f"{host}:{known.get('port') or 5432}/{known.get('dbname') or known.get('user') or ''}"
 
 
 def _connection_problem(exc: psycopg.Error) -> str:
     """What went wrong, in words of our own."""
     text = str(exc)
     for sign, problem in (
-        ("Connection refused", "the connection was refused; is the server running there?"),
+        ("Connection refused", "the connection was refused (is the server running there?)"),
         ("timeout", "it did not answer in time"),
         ("password authentication failed", "it refused the user or the password"),
         ("no password supplied", "it wants a password"),
@@ -245,10 +280,10 @@ def _connection_problem(exc: psycopg.Error) -> str:
         ("Name or service not known", "the host's name is unknown"),
         ("resolve", "the host's name is unknown"),
         ("too many clients", "it has too many connections already"),
-        ("No such file", "there is no such socket; is the server running?"),
+        ("No such file", "there is no such socket (is the server running?)"),
         ("SSL", "the two sides do not agree on SSL"),
         ("starting up", "it is starting up"),
     ):
         if sign in text:
-            return problem.rstrip(".")
+            return problem
     return f"the connection failed ({_code(exc)})"

@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TypeVar, Unpack
 
-from psycopg.errors import DeadlockDetected, ForeignKeyViolation
 from psycopg.types.json import Jsonb
 
 from skeino.errors import (
@@ -66,6 +65,7 @@ from skeino.validation import (
 T = TypeVar("T")
 
 _ATTEMPTS: Final = 20
+_LOST: Final = ("40P01", "23503")  # deadlock detected; foreign key violation: the thread went away meanwhile
 
 
 class MetadataStore:
@@ -223,6 +223,9 @@ class MetadataStore:
                     raise ThreadBusyError(
                         f"The thread {thread_id!r} has an active run: wait for it, or use force=True."
                     )
+                await connection.execute(
+                    "UPDATE app_runs SET thread_id = NULL WHERE run_id = %(ignore_run)s AND thread_id = %(id)s", values
+                )
                 await connection.execute("DELETE FROM app_threads WHERE thread_id = %(id)s", values)  # runs by cascade
 
         await _repeated(delete)
@@ -239,6 +242,6 @@ async def _repeated(operation: Callable[[], Awaitable[T]]) -> T:
         try:
             return await operation()
         except StoreError as exc:
-            if not isinstance(exc.__cause__, DeadlockDetected | ForeignKeyViolation):
+            if exc.sqlstate not in _LOST:
                 raise
     return await operation()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ from urllib.parse import unquote
 
 import aiosqlite
 
-from skeino.errors import ConfigurationError, SchemaError, StoreError, StoreUnavailableError
+from skeino.errors import ConfigurationError, InvalidInputError, SchemaError, StoreError, StoreUnavailableError
 from skeino.persistence.registry import CheckpointerSpec
 from skeino.persistence.sqlite import schema
 
@@ -72,11 +73,21 @@ class SqliteDatabase:
                 loop = asyncio.get_running_loop()
                 return await loop.run_in_executor(self._thread, self._transact, work, deadline)
 
-    async def read(self, statement: str, parameters: dict[str, Any] | Sequence[Any] = ()) -> list[sqlite3.Row]:
-        """The rows of one SELECT."""
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[None]:
+        """Bound and translate what is read inside.
+
+        Raises:
+            StoreUnavailableError, StoreError: as `write`.
+        """
         with translated_errors(self.path):
             async with asyncio.timeout(self._operation_timeout):
-                return list(await self.reader.execute_fetchall(statement, parameters))
+                yield
+
+    async def read(self, statement: str, parameters: dict[str, Any] | Sequence[Any] = ()) -> list[sqlite3.Row]:
+        """The rows of one SELECT."""
+        async with self.reading():
+            return list(await self.reader.execute_fetchall(statement, parameters))
 
     def _transact(self, work: Callable[[sqlite3.Connection], T], deadline: float) -> T:
         connection = self._connection
@@ -153,14 +164,22 @@ def translated_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except TimeoutError as exc:
-        raise StoreUnavailableError(f"The SQLite file {path} did not answer in time: another process writes.") from exc
+        raise StoreUnavailableError(
+            f"The SQLite file {path} did not answer in time: another process writes.", maybe_done=True
+        ) from exc
     except sqlite3.OperationalError as exc:
         if "no such table" in str(exc) or "no such column" in str(exc):
             raise SchemaError(f"The SQLite file {path} lacks skeino's tables: open it with setup_schema=True.") from exc
         raise StoreUnavailableError(f"The SQLite file {path} cannot be used now: {_reason(exc)}.") from exc
     except sqlite3.ProgrammingError as exc:
-        raise StoreUnavailableError(f"The SQLite file {path} is closed.") from exc
+        if "closed" in str(exc):
+            raise StoreUnavailableError(f"The SQLite file {path} is closed.") from exc
+        raise InvalidInputError("SQLite cannot store one of the values.") from None
     except sqlite3.DatabaseError as exc:
+        if _reason(exc) == "SQLITE_NOTADB":
+            raise ConfigurationError(
+                f"The file {path} is not a SQLite database ({_reason(exc)}): name another."
+            ) from exc
         raise StoreError(f"The SQLite file {path} refused the operation: {_reason(exc)}.") from exc
     except ValueError as exc:
         if str(exc) in ("no active connection", "Connection closed"):  # aiosqlite's words
@@ -178,8 +197,9 @@ def _path_of(spec: CheckpointerSpec) -> Path:
     prefix, separator, rest = uri.partition("://")
     if separator:
         if prefix.lower() not in ("sqlite", "sqlite3"):
+            begins = f"begins with {prefix!r}" if prefix.isalnum() and len(prefix) < 20 else "is none"
             raise ConfigurationError(
-                f"The scheme 'sqlite' needs a file, but checkpointer_uri begins with {prefix[:20]!r}: "
+                f"The scheme 'sqlite' needs a file, but checkpointer_uri {begins}: "
                 "set checkpointer_scheme to match it, or name a file."
             )
         if not rest.startswith("/"):
@@ -191,6 +211,11 @@ def _path_of(spec: CheckpointerSpec) -> Path:
         raise ConfigurationError(
             "The scheme 'sqlite' needs a plain file path; for state that dies with the process use "
             "checkpointer_scheme='memory'."
+        )
+    if "password=" in uri.lower() or re.search(r":[^/]*@", uri):
+        raise ConfigurationError(
+            "The scheme 'sqlite' needs a file, but checkpointer_uri looks like a server's connection string: "
+            "set checkpointer_scheme to match it."
         )
     path = Path(uri).expanduser().absolute()
     if path.is_dir():

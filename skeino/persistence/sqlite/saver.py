@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
-from skeino.persistence.sqlite.database import SqliteDatabase, translated_errors
+from skeino.persistence.sqlite.database import SqliteDatabase
 from skeino.persistence.stamping import RunStampMixin
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class SqliteDatabaseSaver(AsyncSqliteSaver):
         await self.database.write(lambda connection: self._within(connection).delete_thread(thread_id))
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        with translated_errors(self.database.path):
+        async with self.database.reading():
             return await super().aget_tuple(config)
 
     async def alist(
@@ -69,7 +69,7 @@ class SqliteDatabaseSaver(AsyncSqliteSaver):
         before: RunnableConfig | None = None,
         limit: int | None = None,
     ) -> AsyncIterator[CheckpointTuple]:
-        with translated_errors(self.database.path):
+        async with self.database.reading():
             found = [one async for one in super().alist(config, filter=filter, before=before, limit=limit)]
         for checkpoint in found:
             yield checkpoint
@@ -77,7 +77,7 @@ class SqliteDatabaseSaver(AsyncSqliteSaver):
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
-        with translated_errors(self.database.path):
+        async with self.database.reading():
             return await super().aget_delta_channel_history(config=config, channels=channels)
 
     def _within(self, connection: sqlite3.Connection) -> _SaverInTransaction:

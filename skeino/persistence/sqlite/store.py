@@ -235,6 +235,9 @@ class SqliteMetadataStore:
             ).fetchone()
             if busy and not force:
                 raise ThreadBusyError(f"The thread {thread_id!r} has an active run: wait for it, or use force=True.")
+            connection.execute(
+                "UPDATE app_runs SET thread_id = NULL WHERE run_id = ? AND thread_id = ?", (ignored, thread_id)
+            )
             connection.execute("DELETE FROM app_threads WHERE thread_id = ?", (thread_id,))  # runs by cascade
 
         await self._database.write(delete)

@@ -1,0 +1,169 @@
+"""The end of a run is written: later if need be, without its details if need be, but it is written."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from langgraph.checkpoint.memory import InMemorySaver
+
+from skeino import SkeinoSettings, StoreError, StoreUnavailableError
+from skeino.persistence import InMemoryMetadataStore, RunFinish, registry
+from skeino_asgi import RunMiddleware, RunTracker
+from tests.asgi.conftest import answering, connected, ended, store_of
+
+
+class Moody(InMemoryMetadataStore):
+    """A store that fails on demand: before it writes, or after."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failures: list[Exception] = []
+        self.lost_answers = 0
+
+    async def finish_run(self, finish: RunFinish) -> bool:
+        if self.failures:
+            raise self.failures.pop(0)
+        return await super().finish_run(finish)
+
+    async def start_run(self, run_id: str, *, worker_id: str, **start: Any) -> None:
+        await super().start_run(run_id, worker_id=worker_id, **start)
+        if self.lost_answers:
+            self.lost_answers -= 1
+            raise StoreUnavailableError("The answer was lost.", maybe_done=True)
+
+
+@pytest.fixture
+def moody(monkeypatch: pytest.MonkeyPatch) -> Moody:
+    store = Moody()
+    monkeypatch.setattr(registry, "_checkpointers", {})
+    monkeypatch.setattr(registry, "_metadata_stores", {})
+
+    @registry.register_checkpointer("moody")
+    @asynccontextmanager
+    async def build(spec: Any) -> AsyncIterator[InMemorySaver]:
+        yield InMemorySaver()
+
+    @registry.register_metadata_store("moody")
+    @asynccontextmanager
+    async def build_store(spec: Any) -> AsyncIterator[Moody]:
+        yield store
+
+    return store
+
+
+MOODY = SkeinoSettings(checkpointer_scheme="moody")
+
+
+async def test_a_start_whose_answer_was_lost_leaves_no_run_running(moody: Moody) -> None:
+    moody.lost_answers = 1
+    app = RunMiddleware(answering(), settings=MOODY)
+    async with connected(app) as client:
+        assert (await client.post("/", headers={"X-Thread-ID": "t"})).status_code == 503
+        (row,) = await moody.search_runs()
+        row = await ended(moody, row["run_id"])
+        assert row["error"] is not None
+        assert (row["status"], row["error"]["code"]) == ("error", "store_unavailable")
+
+
+@pytest.mark.parametrize("failure", [StoreError("refused"), StoreUnavailableError("away"), RuntimeError("a bug")])
+async def test_an_end_is_tried_again_until_it_is_written(moody: Moody, failure: Exception) -> None:
+    moody.failures = [failure] * 4
+    app = RunMiddleware(answering(), settings=MOODY)
+    async with connected(app) as client:
+        response = await client.post("/")
+        assert (await ended(moody, response.headers["x-run-id"]))["status"] == "success"
+        moody.failures = [failure] * 2
+        response = await client.post("/")
+        assert (await ended(moody, response.headers["x-run-id"]))["status"] == "success"
+
+
+async def test_one_end_that_fails_at_shutdown_holds_up_no_other(moody: Moody) -> None:
+    tracker = RunTracker(MOODY)
+    async with tracker.lifespan():
+        runs = [tracker.run(thread_id=f"t{number}") for number in range(4)]
+        started = [await run.__aenter__() for run in runs]
+        moody.failures = [StoreError("refused")] * 6  # all four at first, then two of them at shutdown
+        for run in runs[:3]:
+            opening = tracker.opening()
+            opening.finish(started[runs.index(run)], _success())
+    rows = [await moody.get_run(run.run_id) for run in started]
+    assert [row is not None and row["status"] != "running" for row in rows] == [True] * 4
+
+
+def _success() -> Any:
+    from skeino_asgi.outcome import Outcome
+
+    return Outcome("success")
+
+
+async def test_the_end_of_a_block_says_when_its_end_could_not_be_written(
+    moody: Moody, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("skeino_asgi.tracker.FINISH_PATIENCE", 0.1)
+    moody.failures = [StoreUnavailableError("away")] * 100
+    tracker = RunTracker(MOODY)
+    async with tracker.lifespan():
+        with pytest.raises(StoreUnavailableError, match="not written yet"):
+            async with tracker.run():
+                pass
+        moody.failures.clear()
+
+
+@pytest.mark.parametrize("status", [0, 99, 1000, True, "200"])
+async def test_a_status_that_http_does_not_have_loses_no_end(settings: SkeinoSettings, status: Any) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body"})
+
+    wrapped = RunMiddleware(app, settings=settings)
+
+    async def receive() -> Any:
+        return {"type": "http.request"}
+
+    async def send(message: Any) -> None:
+        pass
+
+    async with wrapped.tracker.lifespan():
+        await wrapped({"type": "http", "method": "POST", "path": "/", "headers": []}, receive, send)
+        (row,) = await store_of(wrapped).search_runs()
+        row = await ended(store_of(wrapped), row["run_id"])
+        assert (row["status"], row["http_status"]) == ("success", None)
+
+
+async def test_an_exception_that_cannot_be_shown_loses_no_end(settings: SkeinoSettings) -> None:
+    class Text(str):
+        __slots__ = ()
+
+        def __format__(self, specification: str) -> str:
+            raise ZeroDivisionError
+
+    class NastyError(Exception):
+        def __str__(self) -> str:
+            return Text("nasty")
+
+    tracker = RunTracker(settings)
+    async with tracker.lifespan():
+        with pytest.raises(NastyError):
+            async with tracker.run() as run:
+                raise NastyError
+        row = await ended(tracker.metadata_store, run.run_id)
+        assert row["error"] is not None
+        assert row["error"]["message"] == "in the run: nasty"
+
+
+async def test_a_generator_that_is_closed_in_its_run_leaves_it_interrupted(settings: SkeinoSettings) -> None:
+    tracker = RunTracker(settings)
+    async with tracker.lifespan():
+
+        async def words() -> AsyncIterator[str]:
+            async with tracker.run() as run:
+                yield run.run_id
+
+        generator = words()
+        run_id = await anext(generator)
+        await generator.aclose()  # type: ignore[attr-defined]
+        assert (await ended(tracker.metadata_store, run_id))["status"] == "interrupted"
