@@ -9,7 +9,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.servers import pgbouncer, postgres
+from tests.servers import mongodb, pgbouncer, postgres
+from tests.servers.mongodb import LocalMongoServer, MongoInstallation, MongoServer
 from tests.servers.pgbouncer import PgBouncer
 from tests.servers.postgres import LocalPostgresServer, PostgresInstallation, PostgresServer
 from tests.servers.process import ServerUnavailableError
@@ -17,6 +18,7 @@ from tests.servers.process import ServerUnavailableError
 CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 
 installation_key = pytest.StashKey[PostgresInstallation | ServerUnavailableError]()
+mongodb_key = pytest.StashKey[MongoInstallation | ServerUnavailableError]()
 
 
 @pytest.fixture(scope="session")
@@ -66,10 +68,55 @@ def pgbouncer_dsn(pgbouncer_server: PgBouncer, postgres_dsn: str) -> str:
     return pgbouncer_server.dsn(postgres_dsn)
 
 
+@pytest.fixture(scope="session")
+def mongodb_server(pytestconfig: pytest.Config) -> Iterator[MongoServer]:
+    """The session's MongoDB server, a replica set, started by the first test that needs it."""
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(mongodb.running_mongodb(_mongodb_installation(pytestconfig)))
+        except ServerUnavailableError as exc:
+            pytest.skip(str(exc))
+        yield server
+
+
+@pytest.fixture
+def mongodb_uri(mongodb_server: MongoServer) -> Iterator[str]:
+    """The URI of a fresh database, dropped after the test."""
+    uri = mongodb_server.create_database()
+    yield uri
+    mongodb_server.drop_database(uri)
+
+
+@pytest.fixture(scope="module")
+def private_mongodb_server() -> Iterator[LocalMongoServer]:
+    """A MongoDB server for this module alone, to stop, kill and restart as it likes."""
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(mongodb.start_mongodb(mongodb.find_mongodb(local=True)))
+        except ServerUnavailableError as exc:
+            pytest.skip(str(exc))
+        yield server
+
+
+@pytest.fixture(scope="module")
+def standalone_mongodb_server() -> Iterator[LocalMongoServer]:
+    """A MongoDB server for this module alone that is no replica set, and so has no transactions."""
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(mongodb.start_mongodb(mongodb.find_mongodb(local=True), replica_set=False))
+        except ServerUnavailableError as exc:
+            pytest.skip(str(exc))
+        yield server
+
+
 def pytest_report_header() -> list[str]:
     binary = pgbouncer.find_pgbouncer()
     absent = "not installed: its tests fail" if CI else "not installed: its tests are left out"
-    return [f"postgres: {postgres.planned()}", f"pgbouncer: {binary or absent}"]
+    return [
+        f"postgres: {postgres.planned()}",
+        f"pgbouncer: {binary or absent}",
+        f"mongodb: {mongodb.planned()}",
+    ]
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m looks at the markers
@@ -81,6 +128,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("postgres")
         if "pgbouncer_server" in fixtures:
             item.add_marker("pgbouncer")
+        if fixtures & {"mongodb_server", "private_mongodb_server", "standalone_mongodb_server"}:
+            item.add_marker("mongodb")
     if not CI and pgbouncer.find_pgbouncer() is None:
         left_out = [item for item in items if item.get_closest_marker("pgbouncer")]
         if left_out:
@@ -90,12 +139,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Fetch the servers before the first test, whose timeout is not meant for a download."""
-    wanted = any(item.get_closest_marker("postgres") for item in session.items)
-    if wanted and not session.config.option.collectonly:
+    if session.config.option.collectonly:
+        return
+    if any(item.get_closest_marker("postgres") for item in session.items):
         try:
             session.config.stash[installation_key] = postgres.find_postgres()
         except ServerUnavailableError as exc:
             session.config.stash[installation_key] = exc
+    if any(item.get_closest_marker("mongodb") for item in session.items):
+        try:
+            session.config.stash[mongodb_key] = mongodb.find_mongodb()
+        except ServerUnavailableError as exc:
+            session.config.stash[mongodb_key] = exc
 
 
 @pytest.hookimpl(wrapper=True)
@@ -120,6 +175,13 @@ def pytest_make_collect_report(
 
 def _installation(config: pytest.Config) -> PostgresInstallation:
     found = config.stash.get(installation_key, None) or postgres.find_postgres()
+    if isinstance(found, ServerUnavailableError):
+        raise found
+    return found
+
+
+def _mongodb_installation(config: pytest.Config) -> MongoInstallation:
+    found = config.stash.get(mongodb_key, None) or mongodb.find_mongodb()
     if isinstance(found, ServerUnavailableError):
         raise found
     return found

@@ -22,11 +22,13 @@ from skeino.persistence.rows import (
 from skeino.persistence.stamping import RunStampMixin
 
 if TYPE_CHECKING:
+    from skeino.persistence.mongodb import MongoMetadataStore
     from skeino.persistence.postgres import MetadataStore
     from skeino.persistence.sqlite import SqliteMetadataStore
 
 _LAZY = {  # a driver is imported when its store is asked for
     "MetadataStore": "postgres",
+    "MongoMetadataStore": "mongodb",
     "SqliteMetadataStore": "sqlite",
 }
 
@@ -36,6 +38,7 @@ __all__ = [
     "InMemoryMetadataStore",
     "MetadataStore",
     "MetadataStoreProtocol",
+    "MongoMetadataStore",
     "Persistence",
     "RunError",
     "RunFinish",

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Opener = Callable[["CheckpointerSpec"], AbstractAsyncContextManager[T]]
 
-ALIASES: Final[Mapping[str, str]] = MappingProxyType({"sqlite3": "sqlite", "postgresql": "postgres"})
+ALIASES: Final[Mapping[str, str]] = MappingProxyType(
+    {"sqlite3": "sqlite", "postgresql": "postgres", "mongo": "mongodb"}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,7 @@ _BUILT_IN: Final[Mapping[str, _BuiltIn]] = MappingProxyType(
         "postgres": _BuiltIn(
             "skeino.persistence.postgres", "postgres", ("psycopg", "psycopg_pool", "langgraph.checkpoint.postgres")
         ),
+        "mongodb": _BuiltIn("skeino.persistence.mongodb", "mongodb", ("pymongo", "langgraph.checkpoint.mongodb")),
     }
 )
 

@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--db", metavar="FILE", help=f"the SQLite file to keep everything in (default {DEFAULT_FILE})")
     parser.add_argument(
-        "--scheme", help="another backend: memory, postgres (default SKEINO_CHECKPOINTER_SCHEME, sqlite)"
+        "--scheme", help="another backend: memory, postgres, mongodb (default SKEINO_CHECKPOINTER_SCHEME, sqlite)"
     )
     parser.add_argument("--uri", help="its connection string; SKEINO_CHECKPOINTER_URI keeps it out of the process list")
     return parser

@@ -18,13 +18,22 @@ from tests.http_client import httpx
 Connect = Callable[[Any], Any]
 
 
-@pytest.fixture(params=["memory", "sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+@pytest.fixture(
+    params=[
+        "memory",
+        "sqlite",
+        pytest.param("postgres", marks=pytest.mark.postgres),
+        pytest.param("mongodb", marks=pytest.mark.mongodb),
+    ]
+)
 def settings(request: pytest.FixtureRequest, tmp_path: Path) -> SkeinoSettings:
     """Each scheme in turn, on a fresh database."""
     if request.param == "sqlite":
         return SkeinoSettings(checkpointer_scheme="sqlite", checkpointer_uri=str(tmp_path / "skeino.db"))
     if request.param == "postgres":
         return SkeinoSettings(checkpointer_scheme="postgres", checkpointer_uri=request.getfixturevalue("postgres_dsn"))
+    if request.param == "mongodb":
+        return SkeinoSettings(checkpointer_scheme="mongodb", checkpointer_uri=request.getfixturevalue("mongodb_uri"))
     return SkeinoSettings()
 
 

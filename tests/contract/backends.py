@@ -2,19 +2,23 @@
 
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 from psycopg import sql
+from pymongo import MongoClient
 
 from skeino import SkeinoSettings
 from skeino.persistence import MetadataStoreProtocol, Persistence, open_persistence
+from tests.servers.mongodb import MongoServer
 from tests.servers.postgres import PostgresServer
 
 SQLITE = pytest.param("sqlite")
 POSTGRES = pytest.param("postgres", marks=pytest.mark.postgres)
-ALL = [pytest.param("memory"), SQLITE, POSTGRES]
-DURABLE = [SQLITE, POSTGRES]
+MONGODB = pytest.param("mongodb", marks=pytest.mark.mongodb)
+ALL = [pytest.param("memory"), SQLITE, POSTGRES, MONGODB]
+DURABLE = [SQLITE, POSTGRES, MONGODB]
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +27,14 @@ def module_database(postgres_server: PostgresServer) -> Iterator[str]:
     dsn = postgres_server.create_database()
     yield dsn
     postgres_server.drop_database(dsn)
+
+
+@pytest.fixture(scope="module")
+def module_mongodb(mongodb_server: MongoServer) -> Iterator[str]:
+    """As `module_database`, of MongoDB."""
+    uri = mongodb_server.create_database()
+    yield uri
+    mongodb_server.drop_database(uri)
 
 
 @pytest.fixture(params=ALL)
@@ -56,6 +68,10 @@ def settings_of(request: pytest.FixtureRequest, folder: Path) -> SkeinoSettings:
         return SkeinoSettings(checkpointer_scheme="memory")
     if scheme == "sqlite":
         return SkeinoSettings(checkpointer_scheme="sqlite", checkpointer_uri=str(folder / "skeino.db"))
+    if scheme == "mongodb":
+        uri: str = request.getfixturevalue("module_mongodb")
+        empty_mongodb(uri)
+        return SkeinoSettings(checkpointer_scheme="mongodb", checkpointer_uri=uri)
     dsn: str = request.getfixturevalue("module_database")
     empty(dsn)
     return SkeinoSettings(checkpointer_scheme="postgres", checkpointer_uri=dsn)
@@ -70,3 +86,11 @@ def empty(dsn: str) -> None:
         ).fetchall()
         for (table,) in tables:
             connection.execute(sql.SQL("DELETE FROM {}").format(sql.Identifier(table)))
+
+
+def empty_mongodb(uri: str) -> None:
+    """Delete all documents, but for the schema's version."""
+    with MongoClient[dict[str, Any]](uri) as client:
+        database = client.get_default_database()
+        for name in database.list_collection_names(filter={"name": {"$ne": "app_schema"}}):
+            database[name].delete_many({})

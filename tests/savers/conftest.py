@@ -6,10 +6,10 @@ import pytest
 
 from skeino import SkeinoSettings
 from skeino_asgi import RunTracker
-from tests.contract.backends import durable_settings, module_database, settings
+from tests.contract.backends import durable_settings, module_database, module_mongodb, settings
 from tests.savers.graphs import Saver
 
-__all__ = ["durable_settings", "module_database", "settings"]
+__all__ = ["durable_settings", "module_database", "module_mongodb", "settings"]
 
 
 @pytest.fixture

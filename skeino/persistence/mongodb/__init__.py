@@ -1,0 +1,26 @@
+"""The scheme `mongodb`: checkpoints, threads and runs on one MongoDB deployment."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from skeino.persistence.mongodb.connections import MongoDatabase, open_database
+from skeino.persistence.mongodb.saver import StampedMongoDBSaver
+from skeino.persistence.mongodb.store import MongoMetadataStore
+from skeino.persistence.registry import CheckpointerSpec
+
+__all__ = ["MongoDatabase", "MongoMetadataStore", "StampedMongoDBSaver", "open_saver", "open_store"]
+
+
+@asynccontextmanager
+async def open_saver(spec: CheckpointerSpec) -> AsyncIterator[StampedMongoDBSaver]:
+    """The checkpointer of scheme `mongodb`; its options are those of `open_database`."""
+    database = await spec.share(open_database)
+    yield await database.in_thread(lambda: StampedMongoDBSaver(database))
+
+
+@asynccontextmanager
+async def open_store(spec: CheckpointerSpec) -> AsyncIterator[MongoMetadataStore]:
+    """The metadata store of scheme `mongodb`, on the checkpointer's deployment."""
+    yield MongoMetadataStore(await spec.share(open_database))

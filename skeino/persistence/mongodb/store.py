@@ -1,0 +1,345 @@
+"""`MongoMetadataStore`: threads and runs in the collections `app_threads` and `app_runs`.
+
+What changes a thread and a run is one transaction, on a replica set or a sharded cluster. Whatever ties a run to a
+thread also counts up the thread's `claims`: that is the document in which it collides with a deletion. A server that
+stands alone has no transactions: there the steps are in an order that leaves no run without its thread, and the thread
+is looked at once more at the end.
+
+A thread's `busy` is not stored: it is derived from the active runs, so nothing has to be put right when a process dies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal, Unpack
+
+from pymongo import ReturnDocument
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.errors import DuplicateKeyError
+
+from skeino.errors import RunNotFoundError, StoreError, ThreadBusyError, ThreadExistsError, ThreadNotFoundError
+from skeino.persistence.mongodb.connections import MongoDatabase
+from skeino.persistence.mongodb.documents import (
+    WITH_ACTIVE_RUN,
+    error_text,
+    finish_changes,
+    json_text,
+    microseconds,
+    one,
+    order,
+    run_document,
+    run_filter,
+    run_of,
+    thread_document,
+    thread_of,
+    thread_pipeline,
+    update,
+)
+from skeino.persistence.mongodb.schema import RUNS, THREADS
+from skeino.persistence.protocol import NewThread, RunSearch, RunStart, ThreadSearch
+from skeino.persistence.queries import (
+    checked_error,
+    checked_finish,
+    checked_if_exists,
+    checked_ttl_change,
+    new_run,
+    new_thread,
+    run_query,
+    thread_query,
+)
+from skeino.persistence.rows import (
+    ANY_OWNER,
+    OwnerFilter,
+    RunError,
+    RunFinish,
+    RunRow,
+    SettledStatus,
+    ThreadRow,
+    ThreadTTL,
+)
+from skeino.validation import (
+    validate_id,
+    validate_json_object,
+    validate_optional_json_object,
+    validate_run_id,
+    validate_thread_id,
+)
+
+Session = AsyncClientSession | None
+
+_ATTEMPTS = 20
+
+
+class MongoMetadataStore:
+    """Threads and runs in MongoDB; see `MetadataStoreProtocol` for what each operation promises."""
+
+    def __init__(self, database: MongoDatabase) -> None:
+        self._database = database
+        self._threads = database.metadata[THREADS]
+        self._runs = database.metadata[RUNS]
+
+    # ── A run's life ─────────────────────────────────────────────────────────────────────────────────────
+
+    async def start_run(self, run_id: str, *, worker_id: str, **start: Unpack[RunStart]) -> None:
+        run = new_run(run_id, worker_id, start)
+        thread_id, owner, create_thread = run["thread_id"], run["owner"], start.get("create_thread", True)
+        document = run_document(run)
+        if thread_id is None or not create_thread:
+            with self._database.operation():
+                if thread_id is not None:
+                    await self._refuse_other_owner(thread_id, owner)
+                document["thread_id"] = None
+                await self._insert_run(document, None)
+            return
+        thread = new_thread(thread_id, {"owner": owner}, run["created_at"])
+
+        async def start_on_thread(session: Session) -> bool:
+            if session is None and await self._runs.find_one({"_id": run_id}, {"_id": 1}):
+                return False
+            await self._claim(thread, session)
+            if not await self._insert_run(document, session):
+                raise _StartedAlreadyError  # which takes back the claim
+            if session is None:  # a deletion may have gone by
+                await self._claim(thread, None)
+            return True
+
+        try:
+            if await self._database.transact(start_on_thread):
+                return
+        except _StartedAlreadyError:
+            pass
+        with self._database.operation():
+            await self._refuse_other_owner(thread_id, owner)
+
+    async def attach_thread(self, run_id: str, thread_id: str, *, owner: str | None) -> None:
+        validate_run_id(run_id)
+        thread = new_thread(thread_id, {"owner": owner})
+
+        async def attach(session: Session) -> None:
+            await self._claim(thread, session)
+            condition = {"_id": run_id, "thread_id": None, "active": True}
+            await self._runs.update_one(condition, {"$set": {"thread_id": thread_id}}, session=session)
+            if session is None:
+                await self._claim(thread, None)
+
+        await self._database.transact(attach)
+
+    async def finish_run(self, finish: RunFinish) -> bool:
+        finish = checked_finish(finish)
+        fence = {"_id": finish["run_id"], "worker_id": finish["worker_id"], "active": True}
+        changes = update(finish_changes(finish), metadata=finish["metadata"])
+        status, at = finish["thread_status"], finish["finished_at"]
+
+        async def end(session: Session) -> bool:
+            run = await self._runs.find_one_and_update(
+                fence, changes, projection=["thread_id", "owner"], session=session
+            )
+            if run is None:
+                return False
+            if run["thread_id"] is not None:
+                if status is not None:
+                    await self._settle({"_id": run["thread_id"]}, status, at, session)
+            elif finish["thread_id"] is not None:
+                await self._tie_at_the_end(run, finish["thread_id"], status, at, session)
+            return True
+
+        if await self._database.transact(end):
+            return True
+        ended_so = {
+            "_id": finish["run_id"],
+            "worker_id": finish["worker_id"],
+            "status": finish["status"],
+            "finished_at": microseconds(finish["finished_at"]),
+        }
+        with self._database.operation():
+            return await self._runs.find_one(ended_so, {"_id": 1}) is not None
+
+    async def interrupt_runs(self, worker_id: str, error: RunError) -> int:
+        validate_id(worker_id, "worker_id")
+        text, now = error_text(checked_error(error)), datetime.now(UTC)
+        changes = {"status": "interrupted", "active": False, "finished_at": microseconds(now), "error": text}
+
+        async def interrupt(session: Session) -> int:
+            mine = {"worker_id": worker_id, "active": True}
+            runs = await self._runs.find(mine, {"thread_id": 1}, session=session).to_list()
+            if not runs:
+                return 0
+            ids = [run["_id"] for run in runs]
+            ended = await self._runs.update_many({**mine, "_id": {"$in": ids}}, {"$set": changes}, session=session)
+            threads = sorted({run["thread_id"] for run in runs} - {None})
+            await self._settle({"_id": {"$in": threads}}, "interrupted", now, session)
+            return ended.modified_count
+
+        return await self._database.transact(interrupt)
+
+    # ── Runs ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def get_run(self, run_id: str, *, owner: OwnerFilter = ANY_OWNER) -> RunRow | None:
+        condition = one(validate_run_id(run_id), owner)
+        with self._database.operation():
+            document = await self._runs.find_one(condition)
+        return None if document is None else run_of(document)
+
+    async def search_runs(self, **search: Unpack[RunSearch]) -> list[RunRow]:
+        query = run_query(search)
+        with self._database.operation():
+            found = self._runs.find(run_filter(query), sort=order(query), skip=query.offset, limit=query.limit)
+            return [run_of(document) for document in await found.allow_disk_use(True).to_list()]
+
+    async def update_run(self, run_id: str, *, metadata: Mapping[str, Any], owner: OwnerFilter = ANY_OWNER) -> RunRow:
+        condition = one(validate_run_id(run_id), owner)
+        changes = update({}, metadata=validate_json_object(metadata, "metadata"))
+        with self._database.operation():
+            if not changes[0]["$set"]:  # MongoDB refuses to set nothing
+                document = await self._runs.find_one(condition)
+            else:
+                document = await self._runs.find_one_and_update(
+                    condition, changes, return_document=ReturnDocument.AFTER
+                )
+        if document is None:
+            raise RunNotFoundError(f"There is no run {run_id}.")
+        return run_of(document)
+
+    # ── Threads ──────────────────────────────────────────────────────────────────────────────────────────
+
+    async def create_thread(
+        self, thread_id: str, *, if_exists: Literal["raise", "do_nothing"] = "raise", **thread: Unpack[NewThread]
+    ) -> ThreadRow:
+        checked_if_exists(if_exists)
+        row = new_thread(thread_id, thread)
+        with self._database.operation():
+            for _ in range(_ATTEMPTS):
+                try:
+                    await self._threads.insert_one(thread_document(row))
+                except DuplicateKeyError:
+                    if if_exists == "raise":
+                        raise ThreadExistsError(f"There is a thread {thread_id!r} already.") from None
+                    await self._refuse_other_owner(thread_id, row["owner"])
+                    existing = await self.get_thread(thread_id)
+                    if existing is not None:
+                        return existing
+                else:
+                    return row
+        raise StoreError(f"The thread {thread_id!r} comes and goes: it could not be made.")
+
+    async def get_thread(self, thread_id: str, *, owner: OwnerFilter = ANY_OWNER) -> ThreadRow | None:
+        condition = one(validate_thread_id(thread_id), owner)
+        with self._database.operation():
+            found = await (await self._threads.aggregate([{"$match": condition}, WITH_ACTIVE_RUN])).to_list()
+        return thread_of(found[0], busy=bool(found[0]["active"])) if found else None
+
+    async def search_threads(self, **search: Unpack[ThreadSearch]) -> list[ThreadRow]:
+        pipeline = thread_pipeline(thread_query(search))
+        with self._database.operation():
+            found = await (await self._threads.aggregate(pipeline, allowDiskUse=True)).to_list()
+        return [thread_of(document, busy=bool(document["active"])) for document in found]
+
+    async def update_thread(
+        self,
+        thread_id: str,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
+        ttl: ThreadTTL | Literal["keep"] | None = "keep",
+        owner: OwnerFilter = ANY_OWNER,
+    ) -> ThreadRow:
+        condition = one(validate_thread_id(thread_id), owner)
+        merged = validate_optional_json_object(metadata, "metadata")
+        changes: dict[str, Any] = {"updated_at": microseconds(datetime.now(UTC))}
+        if config is not None:
+            changes["config"] = json_text(validate_json_object(config, "config"))
+        if (new_ttl := checked_ttl_change(ttl)) != "keep":
+            changes["ttl"] = new_ttl
+        with self._database.operation():
+            document = await self._threads.find_one_and_update(
+                condition, update(changes, metadata=merged), return_document=ReturnDocument.AFTER
+            )
+            if document is None:
+                raise ThreadNotFoundError(f"There is no thread {thread_id!r}.")
+            busy = await self._runs.find_one({"thread_id": thread_id, "active": True}, {"_id": 1})
+        return thread_of(document, busy=busy is not None)
+
+    async def delete_thread(
+        self,
+        thread_id: str,
+        *,
+        force: bool = False,
+        owner: OwnerFilter = ANY_OWNER,
+        ignore_run: str | None = None,
+    ) -> None:
+        condition = one(validate_thread_id(thread_id), owner)
+        counting = {"thread_id": thread_id, "active": True}
+        if ignore_run is not None:
+            counting["_id"] = {"$ne": validate_run_id(ignore_run)}
+
+        async def delete(session: Session) -> None:
+            if await self._threads.find_one(condition, {"_id": 1}, session=session) is None:
+                raise ThreadNotFoundError(f"There is no thread {thread_id!r}.")
+            if not force and await self._runs.find_one(counting, {"_id": 1}, session=session):
+                raise ThreadBusyError(f"The thread {thread_id!r} has an active run: wait for it, or use force=True.")
+            # Runs first: if the process dies in between, the thread still shows that there is something to delete.
+            await self._runs.delete_many({"thread_id": thread_id}, session=session)
+            await self._threads.delete_one({"_id": thread_id}, session=session)
+            if session is None:  # a run may have been tied to it meanwhile
+                await self._runs.delete_many({"thread_id": thread_id})
+
+        await self._database.transact(delete)
+
+    # ── Helpers ──────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _insert_run(self, document: dict[str, Any], session: Session) -> bool:
+        """Whether the run is new."""
+        try:
+            await self._runs.insert_one(document, session=session)
+        except DuplicateKeyError:
+            return False
+        return True
+
+    async def _claim(self, thread: ThreadRow, session: Session) -> None:
+        """Make the thread if there is none, and count up its claims.
+
+        Raises:
+            ThreadNotFoundError: it is another owner's.
+        """
+        new = thread_document(thread)
+        del new["claims"]
+        found = await self._threads.find_one_and_update(
+            {"_id": thread["thread_id"]},
+            {"$setOnInsert": new, "$inc": {"claims": 1}},
+            projection=["owner"],
+            upsert=True,
+            return_document=ReturnDocument.AFTER,
+            session=session,
+        )
+        if found["owner"] != thread["owner"]:
+            raise ThreadNotFoundError(f"There is no thread {thread['thread_id']!r}.")
+
+    async def _settle(self, condition: dict[str, Any], status: SettledStatus, at: datetime, session: Session) -> None:
+        """Set the status in which the last run left its thread."""
+        changes = {"$set": {"status": status}, "$max": {"updated_at": microseconds(at)}}
+        await self._threads.update_many(condition, changes, session=session)
+
+    async def _tie_at_the_end(
+        self, run: dict[str, Any], thread_id: str, status: SettledStatus | None, at: datetime, session: Session
+    ) -> None:
+        """Tie a run that has just ended to the thread it worked on, if that is there and its owner's."""
+        condition = {"_id": thread_id, "owner": run["owner"]}
+        claimed = await self._threads.update_one(condition, {"$inc": {"claims": 1}}, session=session)
+        if not claimed.matched_count:
+            return
+        if status is not None:
+            await self._settle(condition, status, at, session)
+        this_run = {"_id": run["_id"]}
+        await self._runs.update_one(this_run, {"$set": {"thread_id": thread_id}}, session=session)
+        if session is None and not await self._threads.find_one(condition, {"_id": 1}):
+            await self._runs.update_one(this_run, {"$set": {"thread_id": None}})
+
+    async def _refuse_other_owner(self, thread_id: str, owner: str | None) -> None:
+        thread = await self._threads.find_one({"_id": thread_id}, {"owner": 1})
+        if thread is not None and thread["owner"] != owner:
+            raise ThreadNotFoundError(f"There is no thread {thread_id!r}.")
+
+
+class _StartedAlreadyError(Exception):
+    """The run is there already."""
