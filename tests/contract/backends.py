@@ -18,7 +18,8 @@ SQLITE = pytest.param("sqlite")
 POSTGRES = pytest.param("postgres", marks=pytest.mark.postgres)
 MONGODB = pytest.param("mongodb", marks=pytest.mark.mongodb)
 ALL = [pytest.param("memory"), SQLITE, POSTGRES, MONGODB]
-DURABLE = [SQLITE, POSTGRES, MONGODB]
+SQL = [SQLITE, POSTGRES]
+DURABLE = [*SQL, MONGODB]
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,11 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
+from pymongo import MongoClient
 
 NUMBER = 24
 
@@ -54,6 +56,21 @@ def test_a_fresh_database_is_opened_by_many_processes_at_once(postgres_dsn: str,
 def test_a_fresh_database_is_opened_by_many_processes_through_a_pooler(postgres_dsn: str, pgbouncer_dsn: str) -> None:
     assert opened_by_many("postgres", pgbouncer_dsn) == [None] * NUMBER
     check_postgres(postgres_dsn)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attempt", range(2))
+def test_a_fresh_mongodb_database_is_opened_by_many_processes_at_once(mongodb_uri: str, attempt: int) -> None:
+    assert opened_by_many("mongodb", mongodb_uri) == [None] * NUMBER
+    with MongoClient[Any](mongodb_uri) as client:
+        database = client.get_default_database()
+        collections = {"checkpoints", "checkpoint_writes", "app_schema", "app_threads", "app_runs"}
+        assert set(database.list_collection_names()) == collections
+        assert [one["version"] for one in database["app_schema"].find()] == [1]
+        assert database["app_runs"].count_documents({}) == NUMBER
+        assert database["app_threads"].count_documents({}) == 1
+        assert len(database["app_runs"].index_information()) == 5
+        assert len(database["checkpoints"].index_information()) == 2
 
 
 def check_postgres(dsn: str) -> None:

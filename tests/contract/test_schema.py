@@ -1,15 +1,27 @@
 """Schemas: made, verified, too new, incomplete."""
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
+from pymongo import MongoClient
+from pymongo.database import Database
 
 from skeino import SkeinoSettings
 from skeino.errors import SchemaError
 from skeino.persistence import open_persistence
+from tests.contract.backends import SQL, settings_of
 from tests.contract.making import finished, the_run
+
+
+@pytest.fixture(params=SQL)
+def sql_settings(request: pytest.FixtureRequest, tmp_path: Path) -> SkeinoSettings:
+    """Of the backends whose tables can be missing: a collection that MongoDB does not have is an empty one."""
+    return settings_of(request, tmp_path)
 
 
 def without_setup(settings: SkeinoSettings) -> SkeinoSettings:
@@ -31,6 +43,21 @@ def execute(settings: SkeinoSettings, statement: str) -> None:
             server.execute(statement.encode())
 
 
+@contextmanager
+def mongodb(settings: SkeinoSettings) -> Iterator[Database[Any]]:
+    """The settings' database, past skeino."""
+    with MongoClient[Any](settings.checkpointer_uri) as client:
+        yield client.get_default_database()
+
+
+def set_version(settings: SkeinoSettings, version: int) -> None:
+    if settings.checkpointer_scheme == "mongodb":
+        with mongodb(settings) as database:
+            database["app_schema"].update_one({}, {"$set": {"version": version}})
+    else:
+        execute(settings, f"UPDATE app_schema SET version = {version}")
+
+
 async def test_a_prepared_database_needs_no_set_up(durable_settings: SkeinoSettings) -> None:
     async with open_persistence(durable_settings):
         pass
@@ -44,6 +71,10 @@ async def test_opening_again_and_again_leaves_one_version(durable_settings: Skei
     for _ in range(3):
         async with open_persistence(durable_settings):
             pass
+    if durable_settings.checkpointer_scheme == "mongodb":
+        with mongodb(durable_settings) as database:
+            assert database["app_schema"].count_documents({}) == 1
+        return
     execute(durable_settings, "CREATE UNIQUE INDEX one_row ON app_schema ((1))")
     execute(durable_settings, "DROP INDEX one_row")
 
@@ -51,14 +82,14 @@ async def test_opening_again_and_again_leaves_one_version(durable_settings: Skei
 async def test_a_schema_newer_than_the_code_is_refused(durable_settings: SkeinoSettings) -> None:
     async with open_persistence(durable_settings) as persistence:
         await finished(persistence.metadata_store, "t")
-    execute(durable_settings, "UPDATE app_schema SET version = 99")
+    set_version(durable_settings, 99)
     try:
         for settings in (durable_settings, without_setup(durable_settings)):
             with pytest.raises(SchemaError, match=r"version 99.* knows 1.*newer"):
                 async with open_persistence(settings):
                     pass
     finally:
-        execute(durable_settings, "UPDATE app_schema SET version = 1")
+        set_version(durable_settings, 1)
     async with open_persistence(durable_settings) as persistence:
         assert len(await persistence.metadata_store.search_runs()) == 1
 
@@ -66,8 +97,13 @@ async def test_a_schema_newer_than_the_code_is_refused(durable_settings: SkeinoS
 async def test_an_older_schema_is_brought_up_to_date_only_by_the_set_up(durable_settings: SkeinoSettings) -> None:
     async with open_persistence(durable_settings):
         pass
-    for statement in ("DROP TABLE app_runs", "DROP TABLE app_threads", "DELETE FROM app_schema"):
-        execute(durable_settings, statement)
+    if durable_settings.checkpointer_scheme == "mongodb":
+        with mongodb(durable_settings) as database:
+            for collection in ("app_runs", "app_threads", "app_schema"):
+                database[collection].drop()
+    else:
+        for statement in ("DROP TABLE app_runs", "DROP TABLE app_threads", "DELETE FROM app_schema"):
+            execute(durable_settings, statement)
     with pytest.raises(SchemaError, match="app_threads, app_runs"):
         async with open_persistence(without_setup(durable_settings)):
             pass
@@ -89,6 +125,15 @@ async def test_an_empty_database_without_set_up_names_what_is_missing(postgres_d
     assert tables == (0,)
 
 
+async def test_an_empty_mongodb_database_without_set_up_names_what_is_missing(mongodb_uri: str) -> None:
+    settings = SkeinoSettings(checkpointer_scheme="mongodb", checkpointer_uri=mongodb_uri)
+    with pytest.raises(SchemaError, match=r"checkpoints, checkpoint_writes, app_schema, app_threads, app_runs: .*True"):
+        async with open_persistence(without_setup(settings)):
+            pass
+    with mongodb(settings) as database:
+        assert database.list_collection_names() == []
+
+
 async def test_an_empty_file_without_set_up_names_what_is_missing(tmp_path: Path) -> None:
     path = tmp_path / "skeino.db"
     settings = without_setup(SkeinoSettings(checkpointer_scheme="sqlite", checkpointer_uri=str(path)))
@@ -103,14 +148,14 @@ async def test_an_empty_file_without_set_up_names_what_is_missing(tmp_path: Path
     assert path.read_bytes()[100:] == b"" or b"app_runs" not in path.read_bytes()
 
 
-async def test_a_table_that_vanishes_is_a_schema_error(durable_settings: SkeinoSettings) -> None:
-    async with open_persistence(durable_settings) as persistence:
-        execute(durable_settings, "ALTER TABLE app_runs RENAME TO hidden")
+async def test_a_table_that_vanishes_is_a_schema_error(sql_settings: SkeinoSettings) -> None:
+    async with open_persistence(sql_settings) as persistence:
+        execute(sql_settings, "ALTER TABLE app_runs RENAME TO hidden")
         try:
             with pytest.raises(SchemaError):
                 await persistence.metadata_store.search_runs()
             with pytest.raises(SchemaError):
                 await finished(persistence.metadata_store)
         finally:
-            execute(durable_settings, "ALTER TABLE hidden RENAME TO app_runs")
+            execute(sql_settings, "ALTER TABLE hidden RENAME TO app_runs")
         await finished(persistence.metadata_store, "t")

@@ -56,6 +56,10 @@ async def test_stamping_neither_hides_nor_fakes_a_capability(saver: Saver, setti
         from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
         stock = AsyncSqliteSaver.__new__(AsyncSqliteSaver)  # detection looks at the type alone
+    elif settings.checkpointer_scheme == "mongodb":
+        from langgraph.checkpoint.mongodb import MongoDBSaver
+
+        stock = MongoDBSaver.__new__(MongoDBSaver)
     else:
         from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 

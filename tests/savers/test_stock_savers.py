@@ -2,15 +2,17 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
 from typing import Any
 
 import psycopg
 import pytest
+from langgraph.checkpoint.mongodb import MongoDBSaver
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 from langgraph.types import Command
+from pymongo import MongoClient
 
 from skeino import SkeinoSettings
 from skeino.persistence import open_checkpointer
@@ -24,6 +26,9 @@ async def stock(settings: SkeinoSettings) -> AsyncIterator[Saver]:
     if settings.checkpointer_scheme == "sqlite":
         async with AsyncSqliteSaver.from_conn_string(settings.checkpointer_uri) as saver:
             yield saver
+    elif settings.checkpointer_scheme == "mongodb":
+        with MongoClient[Any](settings.checkpointer_uri) as client:
+            yield MongoDBSaver(client, client.get_default_database().name)
     else:
         async with AsyncPostgresSaver.from_conn_string(settings.checkpointer_uri) as postgres_saver:
             await postgres_saver.setup()
@@ -108,6 +113,14 @@ def _rows(settings: SkeinoSettings, thread_id: str) -> dict[str, list[Any]]:
                 table: [row[1:] for row in file.execute(f"SELECT * FROM {table} WHERE thread_id = ?", (thread_id,))]
                 for table in ("checkpoints", "writes")
             }
+    if settings.checkpointer_scheme == "mongodb":
+        shown = {"_id": False, "thread_id": False}
+        with MongoClient[Any](uri) as client:
+            database = client.get_default_database()
+            return {
+                name: database[name].find({"thread_id": thread_id}, shown, sort=[("_id", 1)]).to_list()
+                for name in ("checkpoints", "checkpoint_writes")
+            }
     with psycopg.connect(uri) as server:
         return {
             table: sorted(
@@ -161,14 +174,30 @@ async def test_operations_run_side_by_side(durable_settings: SkeinoSettings) -> 
     assert durable_settings.checkpointer_uri is not None
     async with open_checkpointer(durable_settings) as saver:
         await plain(saver).ainvoke(said("hello"), config_of("t"))
-        with psycopg.connect(durable_settings.checkpointer_uri) as connection:
-            connection.execute("SELECT FROM checkpoints WHERE thread_id = 't' FOR UPDATE")
+        with locked_checkpoints(durable_settings):
             deleting = asyncio.create_task(saver.adelete_thread("t"))
             async with asyncio.timeout(5):
                 await asyncio.gather(*(plain(saver).ainvoke(said("x"), config_of(f"o{n}")) for n in range(8)))
             assert not deleting.done()
         await deleting
     assert deleting.exception() is None
+
+
+@contextmanager
+def locked_checkpoints(settings: SkeinoSettings) -> Iterator[None]:
+    """The checkpoints of the thread "t" are in the hands of another transaction."""
+    assert settings.checkpointer_uri is not None
+    if settings.checkpointer_scheme == "mongodb":
+        with MongoClient[Any](settings.checkpointer_uri) as client, client.start_session() as session:
+            with session.start_transaction():
+                collection = client.get_default_database()["checkpoints"]
+                collection.update_many({"thread_id": "t"}, {"$set": {"locked": True}}, session=session)
+                yield
+                session.abort_transaction()
+        return
+    with psycopg.connect(settings.checkpointer_uri) as connection:
+        connection.execute("SELECT FROM checkpoints WHERE thread_id = 't' FOR UPDATE")
+        yield
 
 
 @pytest.mark.parametrize("missing", ["t", "never"])

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-DRIVERS = {"psycopg", "psycopg_pool", "aiosqlite", "sqlite3", "pymongo", "motor", "redis"}
+DRIVERS = {"psycopg", "psycopg_pool", "aiosqlite", "sqlite3", "pymongo", "bson", "motor", "redis"}
 WEB = {"starlette", "fastapi", "uvicorn", "skeino_asgi"}
 
 
@@ -88,6 +88,7 @@ def test_a_driver_is_imported_in_its_own_backend_only(file: Path) -> None:
     allowed = {
         "sqlite": {"sqlite3", "aiosqlite"},
         "postgres": {"psycopg", "psycopg_pool"},
+        "mongodb": {"pymongo", "bson"},
     }.get(file.parent.name, set())
     assert {name.partition(".")[0] for name in _imports(file)} & DRIVERS <= allowed
 
@@ -99,7 +100,7 @@ def test_imports_run_one_way(file: Path) -> None:
     if not in_persistence:
         top_level = {name for name in imported if name.startswith("skeino.persistence")}
         assert top_level <= {"skeino.persistence.rows"}  # types, for annotations alone
-    backends = {"sqlite", "postgres"}
+    backends = {"sqlite", "postgres", "mongodb"}
     if file.parent.name in backends:
         others = tuple(f"skeino.persistence.{name}" for name in backends - {file.parent.name})
         assert not [name for name in imported if name.startswith(others)]

@@ -95,19 +95,19 @@ async def test_both_halves_share_a_resource_that_is_closed_after_both() -> None:
 
 
 def test_schemes_have_aliases_and_no_case() -> None:
-    schemes = [registry.normalised_scheme(one) for one in ("PostgreSQL", "sqlite3", " SQLite ")]
-    assert schemes == ["postgres", "sqlite", "sqlite"]
+    schemes = [registry.normalised_scheme(one) for one in ("PostgreSQL", "sqlite3", " SQLite ", "Mongo")]
+    assert schemes == ["postgres", "sqlite", "sqlite", "mongodb"]
 
 
 async def test_an_unknown_scheme_is_answered_with_the_nearest() -> None:
     assert "did you mean 'postgres'" in await _fails(checkpointer_scheme="postgress")
     message = await _fails(checkpointer_scheme="cassandra", checkpointer_uri="cassandra://u:hunter2@h")
-    assert "known are memory, postgres, sqlite" in message
+    assert "known are memory, mongodb, postgres, sqlite" in message
     assert "hunter2" not in message
     assert issubclass(UnknownSchemeError, LookupError)
 
 
-@pytest.mark.parametrize("scheme", ["sqlite", "postgres"])
+@pytest.mark.parametrize("scheme", ["sqlite", "postgres", "mongodb"])
 @pytest.mark.parametrize("uri", [None, "", "  "])
 async def test_a_missing_uri_is_answered_with_an_example(scheme: str, uri: str | None) -> None:
     message = await _fails(checkpointer_scheme=scheme, checkpointer_uri=uri)
@@ -127,11 +127,13 @@ async def test_a_uri_never_chooses_the_scheme() -> None:
         ("sqlite", "langgraph.checkpoint.sqlite"),
         ("postgres", "psycopg"),
         ("postgres", "psycopg_pool"),
+        ("mongodb", "pymongo"),
+        ("mongodb", "langgraph.checkpoint.mongodb"),
     ],
 )
 async def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, scheme: str, driver: str) -> None:
     for module in list(sys.modules):
-        if module.startswith(("skeino.persistence.sqlite", "skeino.persistence.postgres", driver)):
+        if module.startswith((*(f"skeino.persistence.{name}" for name in ("sqlite", "postgres", "mongodb")), driver)):
             monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, driver, None)  # as if it were not installed
     with pytest.raises(MissingDriverError, match=rf"pip install 'skeino-asgi\[{scheme}\]'") as caught:

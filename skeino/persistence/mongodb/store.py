@@ -312,6 +312,7 @@ class MongoMetadataStore:
             return_document=ReturnDocument.AFTER,
             session=session,
         )
+        assert found is not None  # it is made if there is none
         if found["owner"] != thread["owner"]:
             raise ThreadNotFoundError(f"There is no thread {thread['thread_id']!r}.")
 
