@@ -77,8 +77,8 @@ class MongoServer:
             return str(client.server_info()["version"])
 
     def client(self) -> "MongoClient[dict[str, Any]]":
-        """A blocking client that waits five seconds at the most."""
-        return MongoClient(self.dsn, serverSelectionTimeoutMS=5000)
+        """A blocking client that waits two seconds at the most for a server."""
+        return MongoClient(self.dsn, serverSelectionTimeoutMS=2000)
 
     def create_database(self) -> str:
         """The URI of a database that nobody has used: MongoDB makes one when something is written to it."""

@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-import pymongo
 from bson.errors import BSONError
 from pymongo import AsyncMongoClient, MongoClient
 from pymongo.asynchronous.client_session import AsyncClientSession
@@ -54,6 +53,7 @@ METADATA_DATABASE: Final = "skeino"
 
 _AUTHENTICATION_FAILED: Final = (18, 8000)
 _UNAUTHORIZED: Final = 13
+_TRANSIENT: Final = (6, 7, 24, 46, 89, 91, 112, 134, 189, 251, 262, 9001, 10107, 11600, 11602, 13435, 13436)
 _TOO_LARGE: Final = (10334, 17280, 17419, 17420)
 
 
@@ -87,10 +87,23 @@ class MongoDatabase:
         """The database of threads and runs."""
         return self.client[self._metadata_name]
 
+    @asynccontextmanager
+    async def operation(self) -> AsyncIterator[None]:
+        """Around one operation: bounded in time, its errors translated.
+
+        Not by `pymongo.timeout`, within which an operation is repeated until the time is over: a server that is down
+        would not be noticed after `connect_timeout`.
+        """
+        self._refuse_if_closed()
+        with translated_errors(self.place):
+            async with asyncio.timeout(self._operation_timeout):
+                yield
+
     @contextmanager
-    def operation(self) -> Iterator[None]:
-        """Around one operation: bounded in time, its errors translated."""
-        with translated_errors(self.place), pymongo.timeout(self._operation_timeout):
+    def blocking_operation(self) -> Iterator[None]:
+        """As `operation`, in a thread: bounded by the client's own time limits."""
+        self._refuse_if_closed()
+        with translated_errors(self.place):
             yield
 
     async def transact(self, work: Callable[[AsyncClientSession | None], Coroutine[Any, Any, T]]) -> T:
@@ -102,27 +115,27 @@ class MongoDatabase:
         return await _to_its_end(self._transact(work))
 
     async def _transact(self, work: Callable[[AsyncClientSession | None], Coroutine[Any, Any, T]]) -> T:
-        with self.operation():
+        async def attempt(session: AsyncClientSession) -> T:
+            with _unreachable(self.place):  # which PyMongo would try again for two minutes
+                return await work(session)
+
+        async with self.operation():
             if not self.transactions:
                 return await work(None)
             async with self.client.start_session() as session:
-                return await session.with_transaction(work)
+                return await session.with_transaction(attempt)
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Run blocking `work` in one of this database's threads; a graph's are not kept waiting by it.
 
         A caller that is cancelled loses the answer, the work goes on.
         """
+        async with self.operation():
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    def _refuse_if_closed(self) -> None:
         if self._closed:
             raise StoreUnavailableError(f"The connection to MongoDB at {self.place} is closed.")
-
-        def bounded() -> T:
-            with pymongo.timeout(self._operation_timeout):
-                return work()
-
-        with translated_errors(self.place):
-            async with asyncio.timeout(self._operation_timeout):
-                return await asyncio.get_running_loop().run_in_executor(self._threads, bounded)
 
     async def close(self) -> None:
         self._closed = True
@@ -161,7 +174,7 @@ async def open_database(spec: CheckpointerSpec) -> AsyncIterator[MongoDatabase]:
     )
     try:
         database.transactions = await _connected(database)
-        with database.operation():
+        async with database.operation():
             prepare = schema.create if options["setup_schema"] else schema.verify
             await prepare(database.metadata, client[database.checkpoints_name])
         yield database
@@ -173,13 +186,12 @@ async def open_database(spec: CheckpointerSpec) -> AsyncIterator[MongoDatabase]:
 def translated_errors(place: str) -> Iterator[None]:
     """Turn PyMongo's errors into skeino's. The server's own text may repeat a document: it is not repeated."""
     try:
-        yield
+        with _unreachable(place):
+            yield
     except WaitQueueTimeoutError as exc:
         raise StoreUnavailableError(
             f"The pool of MongoDB at {place} had no free connection in time: is pool_max_size too small?"
         ) from exc
-    except ServerSelectionTimeoutError as exc:
-        raise StoreUnavailableError(f"MongoDB at {place} cannot be reached: {_problem(exc)}.") from exc
     except TimeoutError as exc:
         raise StoreUnavailableError(f"MongoDB at {place} did not answer in time.") from exc
     except InvalidOperation as exc:
@@ -194,6 +206,14 @@ def translated_errors(place: str) -> Iterator[None]:
         raise _translated(exc, place) from exc
 
 
+@contextmanager
+def _unreachable(place: str) -> Iterator[None]:
+    try:
+        yield
+    except ServerSelectionTimeoutError as exc:
+        raise StoreUnavailableError(f"MongoDB at {place} cannot be reached: {_problem(exc)}.") from exc
+
+
 def _translated(exc: PyMongoError, place: str) -> StoreError:
     if exc.timeout:
         return StoreUnavailableError(f"MongoDB at {place} did not answer in time.")
@@ -206,6 +226,8 @@ def _translated(exc: PyMongoError, place: str) -> StoreError:
             )
         if exc.code in _TOO_LARGE:
             return StoreError(f"MongoDB at {place} stores no document of more than 16 MiB.")
+        if exc.code in _TRANSIENT:
+            return StoreUnavailableError(f"MongoDB at {place} failed ({_code(exc)}): try again.")
     transient = ("TransientTransactionError", "UnknownTransactionCommitResult", "RetryableWriteError")
     if isinstance(exc, ConnectionFailure) or any(exc.has_error_label(label) for label in transient):
         return StoreUnavailableError(f"MongoDB at {place} failed ({_code(exc)}): try again.")
@@ -273,6 +295,7 @@ def _parameters(options: Document, address: Address) -> Document:
         "appname": "skeino",
         "maxPoolSize": options["pool_max_size"],
         "waitQueueTimeoutMS": round(1000 * options["pool_timeout"]),
+        "socketTimeoutMS": round(1000 * options["operation_timeout"]),  # what a thread waits, whoever gave up before
         "connectTimeoutMS": round(1000 * options["connect_timeout"]),
         "serverSelectionTimeoutMS": round(1000 * options["connect_timeout"]),
         "w": "majority",  # what was acknowledged survives a change of the primary
@@ -304,7 +327,7 @@ def _clients(address: Address, parameters: Document) -> tuple[AsyncMongoClient[D
 async def _connected(database: MongoDatabase) -> bool:
     """Connect, and say whether the deployment has transactions."""
     try:
-        with database.operation():
+        async with database.operation():
             hello = await database.client.admin.command("hello")
     except (StoreError, ConfigurationError) as exc:
         failed = type(exc)(str(exc))
@@ -322,6 +345,7 @@ def _problem(exc: PyMongoError) -> str:
     """Why there was no server, in words of our own."""
     text = str(exc)
     for sign, problem in (
+        ("Connect call failed", "the connection was refused; is the server running there?"),  # asyncio's words
         ("refused", "the connection was refused; is the server running there?"),
         ("uthentication failed", "it refused the user or the password"),
         ("No replica set members match", "there is no primary now"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from langgraph.checkpoint.mongodb import MongoDBSaver
 
-from skeino.persistence.mongodb.connections import MongoDatabase, translated_errors
+from skeino.persistence.mongodb.connections import MongoDatabase
 from skeino.persistence.stamping import RunStampMixin
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class MongoDatabaseSaver(MongoDBSaver):
     # ── Blocking ─────────────────────────────────────────────────────────────────────────────────────────
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        with self.database.operation():
+        with self.database.blocking_operation():
             return super().get_tuple(config)
 
     def list(
@@ -78,7 +78,7 @@ class MongoDatabaseSaver(MongoDBSaver):
         before: RunnableConfig | None = None,
         limit: int | None = None,
     ) -> Iterator[CheckpointTuple]:
-        with translated_errors(self.database.place):
+        with self.database.blocking_operation():
             yield from super().list(config, filter=filter, before=before, limit=limit)
 
     def put(
@@ -88,17 +88,17 @@ class MongoDatabaseSaver(MongoDBSaver):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
-        with self.database.operation():
+        with self.database.blocking_operation():
             return super().put(config, checkpoint, metadata, new_versions)
 
     def put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
-        with self.database.operation():
+        with self.database.blocking_operation():
             super().put_writes(config, writes, task_id, task_path)
 
     def delete_thread(self, thread_id: str) -> None:
-        with self.database.operation():
+        with self.database.blocking_operation():
             super().delete_thread(thread_id)
 
 

@@ -86,7 +86,7 @@ class MongoMetadataStore:
         thread_id, owner, create_thread = run["thread_id"], run["owner"], start.get("create_thread", True)
         document = run_document(run)
         if thread_id is None or not create_thread:
-            with self._database.operation():
+            async with self._database.operation():
                 if thread_id is not None:
                     await self._refuse_other_owner(thread_id, owner)
                 document["thread_id"] = None
@@ -109,7 +109,7 @@ class MongoMetadataStore:
                 return
         except _StartedAlreadyError:
             pass
-        with self._database.operation():
+        async with self._database.operation():
             await self._refuse_other_owner(thread_id, owner)
 
     async def attach_thread(self, run_id: str, thread_id: str, *, owner: str | None) -> None:
@@ -152,7 +152,7 @@ class MongoMetadataStore:
             "status": finish["status"],
             "finished_at": microseconds(finish["finished_at"]),
         }
-        with self._database.operation():
+        async with self._database.operation():
             return await self._runs.find_one(ended_so, {"_id": 1}) is not None
 
     async def interrupt_runs(self, worker_id: str, error: RunError) -> int:
@@ -177,20 +177,20 @@ class MongoMetadataStore:
 
     async def get_run(self, run_id: str, *, owner: OwnerFilter = ANY_OWNER) -> RunRow | None:
         condition = one(validate_run_id(run_id), owner)
-        with self._database.operation():
+        async with self._database.operation():
             document = await self._runs.find_one(condition)
         return None if document is None else run_of(document)
 
     async def search_runs(self, **search: Unpack[RunSearch]) -> list[RunRow]:
         query = run_query(search)
-        with self._database.operation():
+        async with self._database.operation():
             found = self._runs.find(run_filter(query), sort=order(query), skip=query.offset, limit=query.limit)
             return [run_of(document) for document in await found.allow_disk_use(True).to_list()]
 
     async def update_run(self, run_id: str, *, metadata: Mapping[str, Any], owner: OwnerFilter = ANY_OWNER) -> RunRow:
         condition = one(validate_run_id(run_id), owner)
         changes = update({}, metadata=validate_json_object(metadata, "metadata"))
-        with self._database.operation():
+        async with self._database.operation():
             if not changes[0]["$set"]:  # MongoDB refuses to set nothing
                 document = await self._runs.find_one(condition)
             else:
@@ -208,7 +208,7 @@ class MongoMetadataStore:
     ) -> ThreadRow:
         checked_if_exists(if_exists)
         row = new_thread(thread_id, thread)
-        with self._database.operation():
+        async with self._database.operation():
             for _ in range(_ATTEMPTS):
                 try:
                     await self._threads.insert_one(thread_document(row))
@@ -225,13 +225,13 @@ class MongoMetadataStore:
 
     async def get_thread(self, thread_id: str, *, owner: OwnerFilter = ANY_OWNER) -> ThreadRow | None:
         condition = one(validate_thread_id(thread_id), owner)
-        with self._database.operation():
+        async with self._database.operation():
             found = await (await self._threads.aggregate([{"$match": condition}, WITH_ACTIVE_RUN])).to_list()
         return thread_of(found[0], busy=bool(found[0]["active"])) if found else None
 
     async def search_threads(self, **search: Unpack[ThreadSearch]) -> list[ThreadRow]:
         pipeline = thread_pipeline(thread_query(search))
-        with self._database.operation():
+        async with self._database.operation():
             found = await (await self._threads.aggregate(pipeline, allowDiskUse=True)).to_list()
         return [thread_of(document, busy=bool(document["active"])) for document in found]
 
@@ -251,7 +251,7 @@ class MongoMetadataStore:
             changes["config"] = json_text(validate_json_object(config, "config"))
         if (new_ttl := checked_ttl_change(ttl)) != "keep":
             changes["ttl"] = new_ttl
-        with self._database.operation():
+        async with self._database.operation():
             document = await self._threads.find_one_and_update(
                 condition, update(changes, metadata=merged), return_document=ReturnDocument.AFTER
             )
