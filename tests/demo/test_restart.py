@@ -16,6 +16,11 @@ def test_sqlite_keeps_all(tmp_path: Path) -> None:
     _stays_after_a_restart(tmp_path, "--db", "kept.db")
 
 
+def test_mongodb_keeps_all(tmp_path: Path, mongodb_uri: str) -> None:
+    output = _stays_after_a_restart(tmp_path, "--scheme", "mongodb", "--uri", mongodb_uri)
+    assert mongodb_uri not in output
+
+
 def test_postgres_keeps_all(tmp_path: Path, postgres_dsn: str) -> None:
     output = _stays_after_a_restart(tmp_path, "--scheme", "postgres", "--uri", postgres_dsn)
     assert postgres_dsn not in output

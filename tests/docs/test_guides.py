@@ -9,7 +9,8 @@ import pytest
 from starlette.applications import Starlette
 
 from skeino import SchemaError, SkeinoSettings, StoreUnavailableError
-from skeino.persistence import open_persistence
+from skeino.persistence import CheckpointerSpec, open_persistence
+from skeino.persistence.mongodb.connections import address_of
 from skeino.persistence.rows import RunError
 from skeino_asgi import RunTracker
 from tests.docs.blocks import ROOT, blocks_of, exported, run_python
@@ -116,6 +117,32 @@ async def test_postgres(
     with psycopg.connect(chat) as connection:
         found = connection.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'skeino'").fetchone()
     assert found == (7,)
+
+
+async def test_mongodb(mongodb_uri: str, capsys: pytest.CaptureFixture[str], builder: Any) -> None:
+    names = await run_python("docs/mongodb.md")
+
+    shown = capsys.readouterr().out
+    assert shown.startswith("MongoDB at 127.0.0.1:9/chat cannot be reached: the connection was refused")
+    settings = settings_for(mongodb_uri, **names["settings"].checkpointer_options)
+    settings = settings.model_copy(update={"checkpointer_scheme": "mongodb"})
+    with pytest.raises(SchemaError, match="app_threads, app_runs"):
+        await use_both_halves(settings, builder)
+    await use_both_halves(settings.model_copy(update={"checkpointer_options": {}}), builder)
+    await use_both_halves(settings, builder)
+    own = "&serverSelectionTimeoutMS=15000&maxPoolSize=50&appName=chat"
+    await use_both_halves(settings.model_copy(update={"checkpointer_uri": mongodb_uri + own}), builder)
+
+
+def test_the_variables_of_the_mongodb_page_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = (block for block in blocks_of(ROOT / "docs/mongodb.md", "sh") if "SKEINO_" in block.code)
+    lines = [line for line in block.code.splitlines() if line.startswith("export")]
+    for name, value in exported("\n".join(lines)).items():
+        monkeypatch.setenv(name, value)
+
+    settings = SkeinoSettings()
+    assert settings.checkpointer_scheme == "mongodb"
+    assert address_of(CheckpointerSpec("mongodb", settings.checkpointer_uri)).place == "localhost:27017/chat"
 
 
 async def test_nothing_changes_behind_pgbouncer_but_session_parameters_do_not_pass(

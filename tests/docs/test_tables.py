@@ -11,6 +11,7 @@ import skeino
 from skeino import ConfigurationError, SkeinoSettings
 from skeino.persistence import MetadataStoreProtocol, open_persistence
 from skeino.persistence.memory import MAX_RUNS
+from skeino.persistence.mongodb.connections import OPTIONS as MONGODB_OPTIONS
 from skeino.persistence.postgres.connections import OPTIONS
 from skeino.persistence.registry import _BUILT_IN, ALIASES
 from skeino.persistence.rows import RUN_STATUSES, THREAD_STATUSES, RunRow
@@ -52,6 +53,7 @@ def test_settings_with_their_variables_and_defaults() -> None:
         ("memory", {"max_runs": MAX_RUNS}),
         ("sqlite", {"setup_schema": True, "busy_timeout": BUSY_TIMEOUT, "operation_timeout": OPERATION_TIMEOUT}),
         ("postgres", {name: default for name, (_, default) in OPTIONS.items()}),
+        ("mongodb", {name: default for name, (_, default) in MONGODB_OPTIONS.items()}),
     ],
 )
 async def test_options_with_their_defaults(scheme: str, options: dict[str, Any]) -> None:
@@ -69,8 +71,9 @@ async def test_options_with_their_defaults(scheme: str, options: dict[str, Any])
 def test_schemes_and_their_aliases() -> None:
     rows = table(README, "scheme")
 
-    assert names_of(rows)[:-1] == ["memory (default)", "sqlite", "sqlite3", "postgres", "postgresql"]
-    assert {*_BUILT_IN, *ALIASES} == {"memory", "sqlite", "sqlite3", "postgres", "postgresql"}
+    known = ["sqlite", "sqlite3", "postgres", "postgresql", "mongodb", "mongo"]
+    assert names_of(rows)[:-1] == ["memory (default)", *known]
+    assert {*_BUILT_IN, *ALIASES} == {"memory", *known}
     extras = {row[0].split(",")[0].split(" ")[0]: row[3] or None for row in rows[:-1]}
     assert extras == {scheme: built_in.extra for scheme, built_in in _BUILT_IN.items()}
 
