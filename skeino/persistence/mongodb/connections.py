@@ -138,12 +138,15 @@ class MongoDatabase:
             raise StoreUnavailableError(f"The connection to MongoDB at {self.place} is closed.")
 
     async def close(self) -> None:
+        """Close both clients, each of which says good-bye to the server, if there is one."""
         self._closed = True
+        closing = ThreadPoolExecutor(1)  # the other threads may all be busy
         try:
-            await asyncio.get_running_loop().run_in_executor(self._threads, self.blocking_client.close)
+            said = asyncio.get_running_loop().run_in_executor(closing, self.blocking_client.close)
+            await asyncio.gather(said, self.client.close())
         finally:
-            self._threads.shutdown(wait=False)
-            await self.client.close()
+            closing.shutdown(wait=False)
+            self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 @asynccontextmanager
