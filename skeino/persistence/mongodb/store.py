@@ -100,8 +100,8 @@ class MongoMetadataStore:
             await self._claim(thread, session)
             if not await self._insert_run(document, session):
                 raise _StartedAlreadyError  # which takes back the claim
-            if session is None:  # a deletion may have gone by
-                await self._claim(thread, None)
+            if session is None:
+                await self._claim_again(thread, run_id)
             return True
 
         try:
@@ -121,7 +121,7 @@ class MongoMetadataStore:
             condition = {"_id": run_id, "thread_id": None, "active": True}
             await self._runs.update_one(condition, {"$set": {"thread_id": thread_id}}, session=session)
             if session is None:
-                await self._claim(thread, None)
+                await self._claim_again(thread, run_id)
 
         await self._database.transact(attach)
 
@@ -315,6 +315,15 @@ class MongoMetadataStore:
         assert found is not None  # it is made if there is none
         if found["owner"] != thread["owner"]:
             raise ThreadNotFoundError(f"There is no thread {thread['thread_id']!r}.")
+
+    async def _claim_again(self, thread: ThreadRow, run_id: str) -> None:
+        """Without a transaction a deletion may have gone by: make the thread anew, unless another owner has."""
+        try:
+            await self._claim(thread, None)
+        except ThreadNotFoundError:
+            condition = {"_id": run_id, "thread_id": thread["thread_id"]}
+            await self._runs.update_one(condition, {"$set": {"thread_id": None}})
+            raise
 
     async def _settle(self, condition: dict[str, Any], status: SettledStatus, at: datetime, session: Session) -> None:
         """Set the status in which the last run left its thread."""
