@@ -112,6 +112,8 @@ async def test_a_wrong_password_is_not_repeated(mongodb_server: MongoServer, cap
         f"mongodb://ann:{PASSWORD}@host:port:27017/mine",
         f"mongodb://ann:x@{PASSWORD}@host/mine",
         f"mongodb://ann:{PASSWORD}/x@host/mine",
+        f"mongodb://ann:1/{PASSWORD}@host/mine",
+        f"{PASSWORD}://host/mine",
         f"mongodb://host/mine?nonsense={PASSWORD}",
         f"mongodb://host/mine?tls={PASSWORD}",
         f"mongodb://host/mine?tls=true&tlsCAFile=/nowhere/{PASSWORD}",
@@ -140,8 +142,8 @@ async def test_a_malformed_uri_is_not_repeated(uri: str, caplog: pytest.LogCaptu
         ({"pool_max_sice": 2}, "did you mean pool_max_size"),
         ({"pool_timeout": "5"}, "of type int or float, not str"),
         ({"pool_max_size": True}, "of type int, not bool"),
-        ({"operation_timeout": 0}, "operation_timeout must be above zero"),
-        ({"connect_timeout": -1.0}, "connect_timeout must be above zero"),
+        ({"operation_timeout": 0}, "'operation_timeout' must be a number above zero"),
+        ({"connect_timeout": -1.0}, "'connect_timeout' must be a number above zero"),
     ],
 )
 async def test_wrong_options_are_refused_before_connecting(options: dict[str, Any], message: str) -> None:
@@ -380,6 +382,10 @@ async def test_runs_live_without_transactions(alone: MetadataStoreProtocol) -> N
     assert await alone.finish_run(ending(run_id))
     assert not await alone.finish_run(ending(run_id, finished_at=at(61)))
     assert (await the_thread(alone, "t"))["status"] == "interrupted"
+    asking = await started(alone, "asked")
+    await alone.delete_thread("asked", ignore_run=asking)
+    assert (await the_run(alone, asking))["thread_id"] is None
+    assert await alone.finish_run(ending(asking))
     reading = await started(alone, "t", owner="ann", create_thread=False)
     assert await alone.finish_run(ending(reading, thread_id="t"))
     assert (await the_run(alone, reading))["thread_id"] == "t"
@@ -389,7 +395,8 @@ async def test_runs_live_without_transactions(alone: MetadataStoreProtocol) -> N
     assert (await the_thread(alone, "a"))["status"] == "interrupted"
     await alone.delete_thread("t")
     await alone.delete_thread("a")
-    assert await everything(alone) == ([], [])
+    threads, runs = await everything(alone)
+    assert (threads, [row["run_id"] for row in runs]) == ([], [asking])
 
 
 async def test_starting_and_deleting_leave_no_orphan_without_transactions(alone: MetadataStoreProtocol) -> None:

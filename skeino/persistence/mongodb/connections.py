@@ -161,9 +161,6 @@ async def open_database(spec: CheckpointerSpec) -> AsyncIterator[MongoDatabase]:
     options = spec.checked_options(**OPTIONS)
     if options["pool_max_size"] < 1:
         raise ConfigurationError("pool_max_size must be at least 1.")
-    for name in ("pool_timeout", "connect_timeout", "operation_timeout"):
-        if not options[name] > 0:
-            raise ConfigurationError(f"{name} must be above zero: it is a number of seconds.")
     address = address_of(spec)
     parameters = _parameters(options, address)
     client, blocking_client = _clients(address, parameters)
@@ -196,17 +193,18 @@ def translated_errors(place: str) -> Iterator[None]:
             f"The pool of MongoDB at {place} had no free connection in time: is pool_max_size too small?"
         ) from exc
     except TimeoutError as exc:
-        raise StoreUnavailableError(f"MongoDB at {place} did not answer in time.") from exc
+        raise StoreUnavailableError(f"MongoDB at {place} did not answer in time.", maybe_done=True) from exc
     except InvalidOperation as exc:
         if "after close" in str(exc):
             raise StoreUnavailableError(f"The connection to MongoDB at {place} is closed.") from exc
         raise StoreError(f"MongoDB at {place} refused the operation ({_code(exc)}).") from exc
-    except DocumentTooLarge as exc:
-        raise StoreError(f"MongoDB at {place} stores no document of more than 16 MiB.") from exc
+    except DocumentTooLarge:
+        raise StoreError(f"MongoDB at {place} stores no document of more than 16 MiB.") from None
     except BSONError as exc:
-        raise InvalidInputError(f"MongoDB cannot store one of the values ({_code(exc)}).") from exc
+        raise InvalidInputError(f"MongoDB cannot store one of the values ({_code(exc)}).") from None
     except PyMongoError as exc:
-        raise _translated(exc, place) from exc
+        error = _translated(exc, place)
+        raise error from exc if isinstance(error, StoreUnavailableError) else None  # a refusal may repeat a document
 
 
 @contextmanager
@@ -219,7 +217,7 @@ def _unreachable(place: str) -> Iterator[None]:
 
 def _translated(exc: PyMongoError, place: str) -> StoreError:
     if exc.timeout:
-        return StoreUnavailableError(f"MongoDB at {place} did not answer in time.")
+        return StoreUnavailableError(f"MongoDB at {place} did not answer in time.", maybe_done=True)
     if isinstance(exc, OperationFailure):
         if exc.code in _AUTHENTICATION_FAILED:
             return StoreUnavailableError(f"MongoDB at {place} refused the user or the password.")
@@ -230,10 +228,10 @@ def _translated(exc: PyMongoError, place: str) -> StoreError:
         if exc.code in _TOO_LARGE:
             return StoreError(f"MongoDB at {place} stores no document of more than 16 MiB.")
         if exc.code in _TRANSIENT:
-            return StoreUnavailableError(f"MongoDB at {place} failed ({_code(exc)}): try again.")
+            return StoreUnavailableError(f"MongoDB at {place} failed ({_code(exc)}): try again.", maybe_done=True)
     transient = ("TransientTransactionError", "UnknownTransactionCommitResult", "RetryableWriteError")
     if isinstance(exc, ConnectionFailure) or any(exc.has_error_label(label) for label in transient):
-        return StoreUnavailableError(f"MongoDB at {place} failed ({_code(exc)}): try again.")
+        return StoreUnavailableError(f"MongoDB at {place} failed ({_code(exc)}): try again.", maybe_done=True)
     return StoreError(f"MongoDB at {place} refused the operation ({_code(exc)}).")
 
 
@@ -262,15 +260,20 @@ def address_of(spec: CheckpointerSpec) -> Address:
     if not separator:
         raise ConfigurationError("checkpointer_uri is no MongoDB URI: write mongodb://user@host:27017/database.")
     if prefix not in ("mongodb", "mongodb+srv"):
+        begins = f"begins with {prefix!r}" if prefix.isalnum() and len(prefix) < 20 else "is none"
         raise ConfigurationError(
-            f"The scheme 'mongodb' needs a MongoDB URI, but checkpointer_uri begins with {prefix[:20]!r}: "
+            f"The scheme 'mongodb' needs a MongoDB URI, but checkpointer_uri {begins}: "
             "set checkpointer_scheme to match it, or begin it with mongodb://."
         )
     if prefix == "mongodb+srv":  # of a look-up in the DNS no check is made here: PyMongo does it when it connects
         before, question, query = rest.partition("?")
         rest = before + question + "&".join(one for one in query.split("&") if not one.lower().startswith("srv"))
     parsed = _parsed(f"mongodb://{rest}")
-    if parsed is None:  # the parser's error repeats parts of the URI: ours is raised outside, without a reference
+    # An '@' or a '/' of the password that stands for itself cuts the URI there: then the rest of the password is in
+    # what would be the database's name or an option's.
+    if (
+        parsed is None or "@" in rest.partition("/")[2]
+    ):  # the parser's error repeats parts of the URI: ours is raised outside, without a reference
         raise ConfigurationError(
             "checkpointer_uri is no MongoDB URI: write mongodb://user@host:27017/database, percent-encode special "
             "characters of the password, and check the options after the '?'."
@@ -348,8 +351,8 @@ def _problem(exc: PyMongoError) -> str:
     """Why there was no server, in words of our own."""
     text = str(exc)
     for sign, problem in (
-        ("Connect call failed", "the connection was refused; is the server running there?"),  # asyncio's words
-        ("refused", "the connection was refused; is the server running there?"),
+        ("Connect call failed", "the connection was refused (is the server running there?)"),  # asyncio's words
+        ("refused", "the connection was refused (is the server running there?)"),
         ("uthentication failed", "it refused the user or the password"),
         ("No replica set members match", "there is no primary now"),
         ("Name or service not known", "the host's name is unknown"),
@@ -360,7 +363,7 @@ def _problem(exc: PyMongoError) -> str:
         ("timed out", "it did not answer in time"),
     ):
         if sign in text:
-            return problem.rstrip("?.")
+            return problem
     return f"no server was found in time ({_code(exc)})"
 
 

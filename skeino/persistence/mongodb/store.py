@@ -269,20 +269,22 @@ class MongoMetadataStore:
         ignore_run: str | None = None,
     ) -> None:
         condition = one(validate_thread_id(thread_id), owner)
-        counting = {"thread_id": thread_id, "active": True}
-        if ignore_run is not None:
-            counting["_id"] = {"$ne": validate_run_id(ignore_run)}
+        asking = None if ignore_run is None else validate_run_id(ignore_run)
+        others = {"thread_id": thread_id, "_id": {"$ne": asking}}
 
         async def delete(session: Session) -> None:
             if await self._threads.find_one(condition, {"_id": 1}, session=session) is None:
                 raise ThreadNotFoundError(f"There is no thread {thread_id!r}.")
-            if not force and await self._runs.find_one(counting, {"_id": 1}, session=session):
+            if not force and await self._runs.find_one({**others, "active": True}, {"_id": 1}, session=session):
                 raise ThreadBusyError(f"The thread {thread_id!r} has an active run: wait for it, or use force=True.")
             # Runs first: if the process dies in between, the thread still shows that there is something to delete.
-            await self._runs.delete_many({"thread_id": thread_id}, session=session)
+            await self._runs.delete_many(others, session=session)
+            if asking is not None:
+                tied = {"_id": asking, "thread_id": thread_id}
+                await self._runs.update_one(tied, {"$set": {"thread_id": None}}, session=session)
             await self._threads.delete_one({"_id": thread_id}, session=session)
             if session is None:  # a run may have been tied to it meanwhile
-                await self._runs.delete_many({"thread_id": thread_id})
+                await self._runs.delete_many(others)
 
         await self._database.transact(delete)
 
