@@ -279,6 +279,26 @@ async def test_an_exhausted_pool_is_a_typed_error_in_time(module_mongodb: str) -
         await finished(persistence.metadata_store, "t")
 
 
+@pytest.mark.parametrize("pool_max_size", [1, 2])
+async def test_a_transaction_never_waits_for_a_connection_of_those_who_wait_for_it(
+    module_mongodb: str, pool_max_size: int
+) -> None:
+    settings = settings_for(module_mongodb, pool_max_size=pool_max_size, pool_timeout=20)
+    async with open_persistence(settings) as persistence:
+        store = persistence.metadata_store
+
+        async def one(number: int) -> None:
+            run_id = await started(store, "contended")
+            await store.update_thread("contended", metadata={"last": number})
+            assert await store.create_thread("contended", if_exists="do_nothing")
+            assert await store.finish_run(ending(run_id))
+
+        begin = time.monotonic()
+        await asyncio.gather(*(one(number) for number in range(30)))
+        assert time.monotonic() - begin < 15
+        assert (await the_thread(store, "contended"))["status"] == "idle"
+
+
 async def test_the_event_loop_and_its_threads_are_left_alone(module_mongodb: str) -> None:
     """While checkpoints are slow to come, the loop turns, and what others run in threads is not kept waiting."""
     async with open_persistence(settings_for(module_mongodb, pool_max_size=4)) as persistence:

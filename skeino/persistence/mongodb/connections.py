@@ -7,6 +7,7 @@ metadata store has PyMongo's asynchronous client. Either has a pool of at most `
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
@@ -79,6 +80,9 @@ class MongoDatabase:
         """Whether the deployment has them: a replica set or a sharded cluster does, a server that stands alone not."""
         self._metadata_name = address.database or METADATA_DATABASE
         self._operation_timeout = operation_timeout
+        pool = client.options.pool_options
+        self._places = asyncio.Semaphore(int(pool.max_pool_size) if math.isfinite(pool.max_pool_size) else threads)
+        self._pool_timeout = pool.wait_queue_timeout
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="skeino-mongodb")
         self._closed = False
 
@@ -89,15 +93,26 @@ class MongoDatabase:
 
     @asynccontextmanager
     async def operation(self) -> AsyncIterator[None]:
-        """Around one operation: bounded in time, its errors translated.
+        """Around one operation, which uses one connection at a time: bounded in time, its errors translated.
+
+        It has a place to itself to the end. Without, writes that wait in the server for a transaction's document
+        would hold all connections, and the transaction would wait for one of them.
 
         Not by `pymongo.timeout`, within which an operation is repeated until the time is over: a server that is down
         would not be noticed after `connect_timeout`.
         """
         self._refuse_if_closed()
-        with translated_errors(self.place):
-            async with asyncio.timeout(self._operation_timeout):
-                yield
+        try:
+            async with asyncio.timeout(self._pool_timeout):
+                await self._places.acquire()
+        except TimeoutError:
+            raise _pool_exhausted(self.place) from None
+        try:
+            with translated_errors(self.place):
+                async with asyncio.timeout(self._operation_timeout):
+                    yield
+        finally:
+            self._places.release()
 
     @contextmanager
     def blocking_operation(self) -> Iterator[None]:
@@ -130,8 +145,10 @@ class MongoDatabase:
 
         A caller that is cancelled loses the answer, the work goes on.
         """
-        async with self.operation():
-            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        self._refuse_if_closed()
+        with translated_errors(self.place):
+            async with asyncio.timeout(self._operation_timeout):
+                return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
@@ -189,9 +206,7 @@ def translated_errors(place: str) -> Iterator[None]:
         with _unreachable(place):
             yield
     except WaitQueueTimeoutError as exc:
-        raise StoreUnavailableError(
-            f"The pool of MongoDB at {place} had no free connection in time: is pool_max_size too small?"
-        ) from exc
+        raise _pool_exhausted(place) from exc
     except TimeoutError as exc:
         raise StoreUnavailableError(f"MongoDB at {place} did not answer in time.", maybe_done=True) from exc
     except InvalidOperation as exc:
@@ -205,6 +220,12 @@ def translated_errors(place: str) -> Iterator[None]:
     except PyMongoError as exc:
         error = _translated(exc, place)
         raise error from exc if isinstance(error, StoreUnavailableError) else None  # a refusal may repeat a document
+
+
+def _pool_exhausted(place: str) -> StoreUnavailableError:
+    return StoreUnavailableError(
+        f"The pool of MongoDB at {place} had no free connection in time: is pool_max_size too small?"
+    )
 
 
 @contextmanager

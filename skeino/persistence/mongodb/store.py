@@ -216,7 +216,7 @@ class MongoMetadataStore:
                     if if_exists == "raise":
                         raise ThreadExistsError(f"There is a thread {thread_id!r} already.") from None
                     await self._refuse_other_owner(thread_id, row["owner"])
-                    existing = await self.get_thread(thread_id)
+                    existing = await self._read_thread({"_id": thread_id})
                     if existing is not None:
                         return existing
                 else:
@@ -226,8 +226,7 @@ class MongoMetadataStore:
     async def get_thread(self, thread_id: str, *, owner: OwnerFilter = ANY_OWNER) -> ThreadRow | None:
         condition = one(validate_thread_id(thread_id), owner)
         async with self._database.operation():
-            found = await (await self._threads.aggregate([{"$match": condition}, WITH_ACTIVE_RUN])).to_list()
-        return thread_of(found[0], busy=bool(found[0]["active"])) if found else None
+            return await self._read_thread(condition)
 
     async def search_threads(self, **search: Unpack[ThreadSearch]) -> list[ThreadRow]:
         pipeline = thread_pipeline(thread_query(search))
@@ -289,6 +288,10 @@ class MongoMetadataStore:
         await self._database.transact(delete)
 
     # ── Helpers ──────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _read_thread(self, condition: dict[str, Any]) -> ThreadRow | None:
+        found = await (await self._threads.aggregate([{"$match": condition}, WITH_ACTIVE_RUN])).to_list()
+        return thread_of(found[0], busy=bool(found[0]["active"])) if found else None
 
     async def _insert_run(self, document: dict[str, Any], session: Session) -> bool:
         """Whether the run is new."""
