@@ -146,7 +146,8 @@ class Run:
                 f"The run {self.run_id} belongs to another thread already: start a run of its own for each thread."
             )
         self._thread_id = validate_thread_id(thread_id)
-        self._must_attach = self._creates_thread
+        if thread_id not in self._attached:
+            self._must_attach = self._creates_thread
 
     @property
     def config(self) -> RunnableConfig:
@@ -224,7 +225,7 @@ class Run:
         """`allow_write` for a saver's synchronous methods."""
         if thread_id not in self._attached and self._wait(self.allow_write(thread_id)):
             self._learn(thread_id)
-            self._must_attach = thread_id == self._thread_id
+            self._must_attach = self._must_attach or thread_id == self._thread_id
             self._attached.add(thread_id)  # so that the next write does not wait again; the end attaches it
 
     def allow_read_blocking(self, thread_id: str) -> None:

@@ -212,7 +212,10 @@ class Opening:
             delay = min(2 * delay, LAST_RETRY)
             for end in list(self._ends.values()):
                 if not await self._settle(end):
-                    break  # the store is still away: no need to ask for each
+                    # The store is still away, most likely: no need to ask for each. But the next time others come
+                    # first, so that one that is refused for ever holds up nobody.
+                    self._ends[end.finish["run_id"]] = self._ends.pop(end.finish["run_id"])
+                    break
         self._retrying = None
 
     async def _settle(self, end: End) -> bool:

@@ -110,7 +110,9 @@ _BUILT_IN: Final[Mapping[str, _BuiltIn]] = MappingProxyType(
         "postgres": _BuiltIn(
             "skeino.persistence.postgres", "postgres", ("psycopg", "psycopg_pool", "langgraph.checkpoint.postgres")
         ),
-        "mongodb": _BuiltIn("skeino.persistence.mongodb", "mongodb", ("pymongo", "langgraph.checkpoint.mongodb")),
+        "mongodb": _BuiltIn(
+            "skeino.persistence.mongodb", "mongodb", ("pymongo", "bson", "langgraph.checkpoint.mongodb")
+        ),
     }
 )
 
@@ -220,8 +222,9 @@ def _load(scheme: str) -> Any:
     except ImportError as exc:
         if exc.name is None or not any(f"{exc.name}.".startswith(f"{driver}.") for driver in built_in.drivers):
             raise
+        package = "pymongo" if exc.name.startswith("bson") else exc.name  # PyPI's own bson is another project
         raise MissingDriverError(
-            f"The scheme {scheme!r} needs the package {exc.name!r}: run pip install 'skeino-asgi[{built_in.extra}]'.",
+            f"The scheme {scheme!r} needs the package {package!r}: run pip install 'skeino-asgi[{built_in.extra}]'.",
             name=exc.name,
         ) from exc
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -78,6 +79,27 @@ async def test_an_end_is_tried_again_until_it_is_written(moody: Moody, failure: 
         moody.failures = [failure] * 2
         response = await client.post("/")
         assert (await ended(moody, response.headers["x-run-id"]))["status"] == "success"
+
+
+async def test_an_end_that_is_refused_for_ever_holds_up_no_other(moody: Moody, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracker = RunTracker(MOODY)
+    async with tracker.lifespan():
+        poisoned, other = await tracker.run().__aenter__(), await tracker.run().__aenter__()
+        finish_run, away = moody.finish_run, [True]
+
+        async def moody_about_one(finish: RunFinish) -> bool:
+            if away[0] or finish["run_id"] == poisoned.run_id:
+                raise StoreError("refused")
+            return await finish_run(finish)
+
+        monkeypatch.setattr(moody, "finish_run", moody_about_one)
+        ends = [tracker.opening().finish(run, _success()) for run in (poisoned, other)]
+        await asyncio.sleep(0)
+        away[0] = False
+        async with asyncio.timeout(5):
+            await ends[1].written.wait()
+        assert not ends[0].written.is_set()
+        monkeypatch.undo()
 
 
 async def test_one_end_that_fails_at_shutdown_holds_up_no_other(moody: Moody) -> None:

@@ -209,8 +209,9 @@ async def test_a_synchronous_invoke_on_the_event_loop_does_not_freeze_it() -> No
         graph = compiled(tracker.checkpointer)
         async with asyncio.timeout(30), tracker.run() as run:
             assert graph.invoke({"words": ["hi"]}, config_of("t"))["words"] == ["hi", "echo hi"]
+            graph.invoke({"words": ["hi"]}, config_of("second"))  # which must not make it forget the first
         row = await ended(tracker.metadata_store, run.run_id)
-        assert (row["thread_id"], row["checkpoint_count"]) == ("t", 3)
+        assert (row["thread_id"], row["checkpoint_count"]) == ("t", 6)
         async with tracker.run(owner="bob"):
             with pytest.raises(InvalidInputError, match="use ainvoke or astream"):
                 graph.invoke({"words": ["hi"]}, config_of("unknown"))

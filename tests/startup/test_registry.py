@@ -128,6 +128,7 @@ async def test_a_uri_never_chooses_the_scheme() -> None:
         ("postgres", "psycopg"),
         ("postgres", "psycopg_pool"),
         ("mongodb", "pymongo"),
+        ("mongodb", "bson"),  # pymongo brings it, and it comes first in our imports
         ("mongodb", "langgraph.checkpoint.mongodb"),
     ],
 )
@@ -140,7 +141,7 @@ async def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, scheme:
         async with open_persistence(SkeinoSettings(checkpointer_scheme=scheme, checkpointer_uri="x")):
             raise AssertionError
     assert isinstance(caught.value, ImportError)
-    assert caught.value.name == driver
+    assert str(caught.value.name).startswith(driver)
 
 
 async def test_another_import_error_is_not_taken_for_a_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
