@@ -26,7 +26,7 @@ from skeino.validation import validate_id, validate_thread_id
 from skeino_asgi.lifespan import run_lifespan
 from skeino_asgi.opening import Opening
 from skeino_asgi.outcome import HttpExchange
-from skeino_asgi.tracker import RunTracker
+from skeino_asgi.tracker import RunTracker, refuse_owners_that_are_forgotten
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -89,6 +89,8 @@ class RunMiddleware:
                 "owner= needs on_store_error='reject': a request that is served without the store is served without "
                 "knowing whose the threads are."
             )
+        if owner is not None:
+            refuse_owners_that_are_forgotten(self.tracker.settings)
         self._thread_id = thread_id
         self._thread_path = None if thread_path is None else _compiled(thread_path)
         self._owner = owner

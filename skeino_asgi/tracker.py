@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
 
-from skeino.errors import SkeinoError, StoreUnavailableError
+from skeino.errors import ConfigurationError, SkeinoError, StoreUnavailableError
 from skeino.persistence.opening import Persistence
 from skeino.persistence.protocol import MetadataStoreProtocol
 from skeino.runs import Run, current_run_var, guard_var
@@ -83,11 +83,14 @@ class RunTracker:
         owner's, unless it names another.
 
         Raises:
+            ConfigurationError: `owner` beside `allow_ephemeral_metadata=True`.
             ThreadNotFoundError: the thread belongs to another owner.
             InvalidInputError: an id or a JSON value is not storable.
             StoreUnavailableError: outside the lifespan, or the database does not answer; at the end of the block,
                 the end of the run could not be written in time.
         """
+        if owner is not None:
+            refuse_owners_that_are_forgotten(self.settings)
         return TrackedRun(self.opening(), thread_id, owner, metadata, kwargs)
 
     def opening(self) -> Opening:
@@ -163,6 +166,19 @@ class RunTracker:
         loop = asyncio.get_running_loop()
         if self._openings.get(loop) is opening:
             del self._openings[loop]
+
+
+def refuse_owners_that_are_forgotten(settings: SkeinoSettings) -> None:
+    """Whose a thread is stands in its row. Where state outlives the rows, the next to name a thread would own it.
+
+    Raises:
+        ConfigurationError: the settings allow durable state beside rows in memory.
+    """
+    if settings.allow_ephemeral_metadata:
+        raise ConfigurationError(
+            "owner= needs a durable list of threads, which allow_ephemeral_metadata=True does without: after a restart "
+            "nobody would know whose a thread is. Choose a scheme with a metadata store, and leave that setting out."
+        )
 
 
 class TrackedRun:

@@ -9,16 +9,18 @@ from contextlib import ExitStack
 
 import pytest
 
-from tests.servers import mongodb, pgbouncer, postgres
+from tests.servers import mongodb, pgbouncer, postgres, redis
 from tests.servers.mongodb import LocalMongoServer, MongoInstallation, MongoServer
 from tests.servers.pgbouncer import PgBouncer
 from tests.servers.postgres import LocalPostgresServer, PostgresInstallation, PostgresServer
 from tests.servers.process import ServerUnavailableError
+from tests.servers.redis import LocalRedisServer, RedisInstallation, RedisServer
 
 CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 
 installation_key = pytest.StashKey[PostgresInstallation | ServerUnavailableError]()
 mongodb_key = pytest.StashKey[MongoInstallation | ServerUnavailableError]()
+redis_key = pytest.StashKey[RedisInstallation | ServerUnavailableError]()
 
 
 @pytest.fixture(scope="session")
@@ -109,6 +111,34 @@ def standalone_mongodb_server() -> Iterator[LocalMongoServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def redis_server(pytestconfig: pytest.Config) -> Iterator[RedisServer]:
+    """The session's Redis server, with Search and JSON, started by the first test that needs it."""
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(redis.running_redis(_redis_installation(pytestconfig)))
+        except ServerUnavailableError as exc:
+            pytest.skip(str(exc))
+        yield server
+
+
+@pytest.fixture
+def redis_dsn(redis_server: RedisServer) -> str:
+    """The DSN of that server, emptied of checkpoints."""
+    return redis_server.empty()
+
+
+@pytest.fixture(scope="module")
+def private_redis_server() -> Iterator[LocalRedisServer]:
+    """A Redis server for this module alone, to stop, kill and restart as it likes."""
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(redis.start_redis(redis.find_redis(local=True)))
+        except ServerUnavailableError as exc:
+            pytest.skip(str(exc))
+        yield server
+
+
 def pytest_report_header() -> list[str]:
     binary = pgbouncer.find_pgbouncer()
     absent = "not installed: its tests fail" if CI else "not installed: its tests are left out"
@@ -116,6 +146,7 @@ def pytest_report_header() -> list[str]:
         f"postgres: {postgres.planned()}",
         f"pgbouncer: {binary or absent}",
         f"mongodb: {mongodb.planned()}",
+        f"redis: {redis.planned()}",
     ]
 
 
@@ -130,6 +161,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("pgbouncer")
         if fixtures & {"mongodb_server", "private_mongodb_server", "standalone_mongodb_server"}:
             item.add_marker("mongodb")
+        if fixtures & {"redis_server", "private_redis_server"}:
+            item.add_marker("redis")
     if not CI and pgbouncer.find_pgbouncer() is None:
         left_out = [item for item in items if item.get_closest_marker("pgbouncer")]
         if left_out:
@@ -151,6 +184,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             session.config.stash[mongodb_key] = mongodb.find_mongodb()
         except ServerUnavailableError as exc:
             session.config.stash[mongodb_key] = exc
+    if any(item.get_closest_marker("redis") for item in session.items):
+        try:
+            session.config.stash[redis_key] = redis.find_redis()
+        except ServerUnavailableError as exc:
+            session.config.stash[redis_key] = exc
 
 
 @pytest.hookimpl(wrapper=True)
@@ -182,6 +220,13 @@ def _installation(config: pytest.Config) -> PostgresInstallation:
 
 def _mongodb_installation(config: pytest.Config) -> MongoInstallation:
     found = config.stash.get(mongodb_key, None) or mongodb.find_mongodb()
+    if isinstance(found, ServerUnavailableError):
+        raise found
+    return found
+
+
+def _redis_installation(config: pytest.Config) -> RedisInstallation:
+    found = config.stash.get(redis_key, None) or redis.find_redis()
     if isinstance(found, ServerUnavailableError):
         raise found
     return found

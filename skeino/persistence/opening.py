@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -13,6 +12,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver
 
 from skeino.errors import ConfigurationError, SplitBrainError, ThreadNotFoundError
+from skeino.persistence.cancellation import to_its_end
 from skeino.persistence.memory import InMemoryMetadataStore
 from skeino.persistence.protocol import MetadataStoreProtocol
 from skeino.persistence.registry import (
@@ -61,12 +61,7 @@ class Persistence:
                 raise
         if run is not None:
             run.forget_thread(thread_id)
-        deleting = asyncio.ensure_future(self.checkpointer.adelete_thread(thread_id))
-        try:
-            await asyncio.shield(deleting)
-        except asyncio.CancelledError:
-            await asyncio.wait([deleting])
-            raise
+        await to_its_end(self.checkpointer.adelete_thread(thread_id))
 
 
 @asynccontextmanager
@@ -89,7 +84,8 @@ async def open_persistence(settings: SkeinoSettings | None = None) -> AsyncItera
     if build_store is None and durable and not settings.allow_ephemeral_metadata:
         raise SplitBrainError(
             f"The scheme {scheme!r} keeps graph state but has no metadata store, so the list of runs would be empty "
-            "after a restart: register one with @register_metadata_store, or set allow_ephemeral_metadata=True."
+            "after a restart: choose another scheme, register a store with @register_metadata_store, or set "
+            "allow_ephemeral_metadata=True."
         )
     async with AsyncExitStack() as stack:
         spec = CheckpointerSpec(scheme, settings.checkpointer_uri, dict(settings.checkpointer_options), _stack=stack)

@@ -113,6 +113,7 @@ _BUILT_IN: Final[Mapping[str, _BuiltIn]] = MappingProxyType(
         "mongodb": _BuiltIn(
             "skeino.persistence.mongodb", "mongodb", ("pymongo", "bson", "langgraph.checkpoint.mongodb")
         ),
+        "redis": _BuiltIn("skeino.persistence.redis", "redis", ("redis", "redisvl", "langgraph.checkpoint.redis")),
     }
 )
 

@@ -1,6 +1,7 @@
 """The fixtures that open one backend after the other, always through `open_persistence`."""
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,21 @@ from psycopg import sql
 from pymongo import MongoClient
 
 from skeino import SkeinoSettings
-from skeino.persistence import MetadataStoreProtocol, Persistence, open_persistence
+from skeino.persistence import (
+    CheckpointerSpec,
+    InMemoryMetadataStore,
+    MetadataStoreProtocol,
+    Persistence,
+    open_persistence,
+    registry,
+)
 from tests.servers.mongodb import MongoServer
 from tests.servers.postgres import PostgresServer
 
 SQLITE = pytest.param("sqlite")
 POSTGRES = pytest.param("postgres", marks=pytest.mark.postgres)
 MONGODB = pytest.param("mongodb", marks=pytest.mark.mongodb)
+REDIS = pytest.param("redis", marks=pytest.mark.redis)  # a checkpointer only
 ALL = [pytest.param("memory"), SQLITE, POSTGRES, MONGODB]
 SQL = [SQLITE, POSTGRES]
 DURABLE = [*SQL, MONGODB]
@@ -73,9 +82,18 @@ def settings_of(request: pytest.FixtureRequest, folder: Path) -> SkeinoSettings:
         uri: str = request.getfixturevalue("module_mongodb")
         empty_mongodb(uri)
         return SkeinoSettings(checkpointer_scheme="mongodb", checkpointer_uri=uri)
+    if scheme == "redis":
+        # Rows in memory, so that what wants owners can be tested: allow_ephemeral_metadata forbids them.
+        request.getfixturevalue("monkeypatch").setitem(registry._metadata_stores, "redis", _rows_in_memory)
+        return SkeinoSettings(checkpointer_scheme="redis", checkpointer_uri=request.getfixturevalue("redis_dsn"))
     dsn: str = request.getfixturevalue("module_database")
     empty(dsn)
     return SkeinoSettings(checkpointer_scheme="postgres", checkpointer_uri=dsn)
+
+
+@asynccontextmanager
+async def _rows_in_memory(spec: CheckpointerSpec) -> AsyncIterator[InMemoryMetadataStore]:
+    yield InMemoryMetadataStore()
 
 
 def empty(dsn: str) -> None:

@@ -149,6 +149,24 @@ def test_the_variables_of_the_mongodb_page_are_settings(monkeypatch: pytest.Monk
     assert address_of(CheckpointerSpec("mongodb", settings.checkpointer_uri)).place == "localhost:27017/chat"
 
 
+async def test_redis(redis_dsn: str, capsys: pytest.CaptureFixture[str], builder: Any) -> None:
+    names = await run_python("docs/redis.md")
+
+    assert "allow_ephemeral_metadata=True" in capsys.readouterr().out
+    await use_both_halves(names["settings"].model_copy(update={"checkpointer_uri": redis_dsn}), builder)
+
+
+def test_the_variables_of_the_redis_page_are_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = (block for block in blocks_of(ROOT / "docs/redis.md", "sh") if "SKEINO_" in block.code)
+    lines = [line for line in block.code.splitlines() if line.startswith("export")]
+    for name, value in exported("\n".join(lines)).items():
+        monkeypatch.setenv(name, value)
+
+    settings = SkeinoSettings()
+    assert (settings.checkpointer_scheme, settings.allow_ephemeral_metadata) == ("redis", True)
+    assert "localhost:6379" in str(settings.checkpointer_uri)
+
+
 async def test_nothing_changes_behind_pgbouncer_but_session_parameters_do_not_pass(
     pgbouncer_dsn: str, builder: Any
 ) -> None:

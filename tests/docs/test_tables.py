@@ -13,6 +13,7 @@ from skeino.persistence import MetadataStoreProtocol, open_persistence
 from skeino.persistence.memory import MAX_RUNS
 from skeino.persistence.mongodb.connections import OPTIONS as MONGODB_OPTIONS
 from skeino.persistence.postgres.connections import OPTIONS
+from skeino.persistence.redis.connections import OPTIONS as REDIS_OPTIONS
 from skeino.persistence.registry import _BUILT_IN, ALIASES
 from skeino.persistence.rows import RUN_STATUSES, THREAD_STATUSES, RunRow
 from skeino.persistence.sqlite.database import BUSY_TIMEOUT, OPERATION_TIMEOUT
@@ -53,13 +54,17 @@ def test_settings_with_their_variables_and_defaults() -> None:
         ("memory", {"max_runs": MAX_RUNS}),
         ("sqlite", {"setup_schema": True, "busy_timeout": BUSY_TIMEOUT, "operation_timeout": OPERATION_TIMEOUT}),
         ("postgres", {name: default for name, (_, default) in OPTIONS.items()}),
+        ("redis", {name: default for name, (_, default) in REDIS_OPTIONS.items()}),
         ("mongodb", {name: default for name, (_, default) in MONGODB_OPTIONS.items()}),
     ],
 )
 async def test_options_with_their_defaults(scheme: str, options: dict[str, Any]) -> None:
     rows = table(README, f"option of `{scheme}`")
     settings = SkeinoSettings(
-        checkpointer_scheme=scheme, checkpointer_uri="x", checkpointer_options={"0": "is like none of them"}
+        checkpointer_scheme=scheme,
+        checkpointer_uri="x",
+        checkpointer_options={"0": "is like none of them"},
+        allow_ephemeral_metadata=True,
     )
 
     assert {row[0]: json.loads(row[1]) for row in rows} == options
@@ -71,7 +76,7 @@ async def test_options_with_their_defaults(scheme: str, options: dict[str, Any])
 def test_schemes_and_their_aliases() -> None:
     rows = table(README, "scheme")
 
-    known = ["sqlite", "sqlite3", "postgres", "postgresql", "mongodb", "mongo"]
+    known = ["sqlite", "sqlite3", "postgres", "postgresql", "mongodb", "mongo", "redis"]
     assert names_of(rows)[:-1] == ["memory (default)", *known]
     assert {*_BUILT_IN, *ALIASES} == {"memory", *known}
     extras = {row[0].split(",")[0].split(" ")[0]: row[3] or None for row in rows[:-1]}

@@ -19,12 +19,14 @@ from langgraph.checkpoint.conformance.report import CapabilityReport
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.mongodb import MongoDBSaver
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from langgraph.checkpoint.redis.aio import AsyncRedisSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+from redis.asyncio import Redis as AsyncRedis
 
 from skeino import SkeinoSettings
 from skeino_asgi import RunTracker
 from tests.savers.graphs import Saver
-from tests.servers import mongodb, postgres
+from tests.servers import mongodb, postgres, redis
 
 PAGE = Path(__file__).parents[2] / "docs" / "conformance.md"
 CAPABILITIES = ("put", "put_writes", "get_tuple", "list", "delete_thread", "delete_for_runs", "copy_thread", "prune")
@@ -35,6 +37,7 @@ SCHEMES = {
     "sqlite": "langgraph-checkpoint-sqlite",
     "postgres": "langgraph-checkpoint-postgres",
     "mongodb": "langgraph-checkpoint-mongodb",
+    "redis": "langgraph-checkpoint-redis",
 }
 """Each scheme with the distribution of its stock saver."""
 
@@ -109,6 +112,9 @@ def stock(scheme: str, uri: str) -> Savers:
             async with AsyncPostgresSaver.from_conn_string(uri) as postgresql:
                 await postgresql.setup()
                 yield postgresql
+        elif scheme == "redis":
+            async with AsyncRedis.from_url(uri) as client, AsyncRedisSaver(redis_client=client) as on_redis:
+                yield on_redis
         else:
             with MongoDBSaver.from_conn_string(uri) as mongo:
                 yield mongo
@@ -123,17 +129,21 @@ def places() -> Iterator[dict[str, Callable[[], str]]]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         postgres_server = stack.enter_context(postgres.running_postgres(postgres.find_postgres()))
         mongodb_server = stack.enter_context(mongodb.running_mongodb(mongodb.find_mongodb()))
+        redis_server = stack.enter_context(redis.running_redis(redis.find_redis()))
         files = (str(folder / f"{number}.db") for number in range(1000))
         yield {
             "memory": str,
             "sqlite": lambda: next(files),
             "postgres": postgres_server.create_database,
             "mongodb": mongodb_server.create_database,
+            "redis": redis_server.empty,
         }
 
 
 def settings_of(scheme: str, uri: str) -> SkeinoSettings:
-    return SkeinoSettings(checkpointer_scheme=scheme, checkpointer_uri=uri or None)
+    return SkeinoSettings(
+        checkpointer_scheme=scheme, checkpointer_uri=uri or None, allow_ephemeral_metadata=scheme == "redis"
+    )
 
 
 def table(reports: dict[str, CapabilityReport]) -> str:

@@ -26,7 +26,9 @@ class State(TypedDict):
 
 
 async def main(scheme: str, uri: str) -> None:
-    tracker = RunTracker(SkeinoSettings(checkpointer_scheme=scheme, checkpointer_uri=uri or None))
+    tracker = RunTracker(
+        SkeinoSettings(checkpointer_scheme=scheme, checkpointer_uri=uri or None, allow_ephemeral_metadata=True)
+    )
     async with tracker.lifespan():
         graph = StateGraph(State)
         graph.add_node("write", lambda state: {"notes": [Note("answer")]})

@@ -13,11 +13,11 @@ from skeino import SkeinoSettings
 from skeino.errors import DeltaChannelError, InvalidInputError, ThreadExistsError, ThreadNotFoundError
 from skeino.runs import new_id
 from skeino_asgi import RunTracker
-from tests.contract.backends import POSTGRES, SQLITE, settings_of
+from tests.contract.backends import POSTGRES, REDIS, SQLITE, settings_of
 from tests.savers.graphs import Saver, State, answer, checkpoints, config_of, fanned_out, nested, plain, said, stamps
 
 
-@pytest.fixture(params=["memory", SQLITE, POSTGRES])
+@pytest.fixture(params=["memory", SQLITE, POSTGRES, REDIS])
 def settings(request: pytest.FixtureRequest, tmp_path: Path) -> SkeinoSettings:
     return settings_of(request, tmp_path)
 

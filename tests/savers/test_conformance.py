@@ -8,6 +8,7 @@ from langgraph.checkpoint.conformance.capabilities import DetectedCapabilities
 from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.mongodb import MongoDBSaver
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from langgraph.checkpoint.redis.aio import AsyncRedisSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
 from skeino import SkeinoSettings
@@ -56,7 +57,9 @@ async def test_the_savers_under_test_are_stamped(saver: Saver) -> None:
     assert isinstance(saver, RunStampMixin)
 
 
-@pytest.mark.parametrize("stock_class", [InMemorySaver, AsyncSqliteSaver, AsyncPostgresSaver, MongoDBSaver])
+@pytest.mark.parametrize(
+    "stock_class", [InMemorySaver, AsyncSqliteSaver, AsyncPostgresSaver, MongoDBSaver, AsyncRedisSaver]
+)
 def test_stamping_neither_hides_nor_fakes_a_capability(stock_class: type[Saver]) -> None:
     stock = stock_class.__new__(stock_class)  # detection looks at the type alone
     with_stamps = stamped(stock)

@@ -89,6 +89,7 @@ def test_a_driver_is_imported_in_its_own_backend_only(file: Path) -> None:
         "sqlite": {"sqlite3", "aiosqlite"},
         "postgres": {"psycopg", "psycopg_pool"},
         "mongodb": {"pymongo", "bson"},
+        "redis": {"redis", "redisvl"},
     }.get(file.parent.name, set())
     assert {name.partition(".")[0] for name in _imports(file)} & DRIVERS <= allowed
 
@@ -100,7 +101,7 @@ def test_imports_run_one_way(file: Path) -> None:
     if not in_persistence:
         top_level = {name for name in imported if name.startswith("skeino.persistence")}
         assert top_level <= {"skeino.persistence.rows"}  # types, for annotations alone
-    backends = {"sqlite", "postgres", "mongodb"}
+    backends = {"sqlite", "postgres", "mongodb", "redis"}
     if file.parent.name in backends:
         others = tuple(f"skeino.persistence.{name}" for name in backends - {file.parent.name})
         assert not [name for name in imported if name.startswith(others)]

@@ -102,15 +102,15 @@ def test_schemes_have_aliases_and_no_case() -> None:
 async def test_an_unknown_scheme_is_answered_with_the_nearest() -> None:
     assert "did you mean 'postgres'" in await _fails(checkpointer_scheme="postgress")
     message = await _fails(checkpointer_scheme="cassandra", checkpointer_uri="cassandra://u:hunter2@h")
-    assert "known are memory, mongodb, postgres, sqlite" in message
+    assert "known are memory, mongodb, postgres, redis, sqlite" in message
     assert "hunter2" not in message
     assert issubclass(UnknownSchemeError, LookupError)
 
 
-@pytest.mark.parametrize("scheme", ["sqlite", "postgres", "mongodb"])
+@pytest.mark.parametrize("scheme", ["sqlite", "postgres", "mongodb", "redis"])
 @pytest.mark.parametrize("uri", [None, "", "  "])
 async def test_a_missing_uri_is_answered_with_an_example(scheme: str, uri: str | None) -> None:
-    message = await _fails(checkpointer_scheme=scheme, checkpointer_uri=uri)
+    message = await _fails(checkpointer_scheme=scheme, checkpointer_uri=uri, allow_ephemeral_metadata=True)
     assert "SKEINO_CHECKPOINTER_URI" in message
     assert "for example" in message
 
@@ -130,11 +130,16 @@ async def test_a_uri_never_chooses_the_scheme() -> None:
         ("mongodb", "pymongo"),
         ("mongodb", "bson"),  # pymongo brings it, and it comes first in our imports
         ("mongodb", "langgraph.checkpoint.mongodb"),
+        ("redis", "redis"),
+        ("redis", "redisvl"),
+        ("redis", "langgraph.checkpoint.redis"),
     ],
 )
 async def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, scheme: str, driver: str) -> None:
     for module in list(sys.modules):
-        if module.startswith((*(f"skeino.persistence.{name}" for name in ("sqlite", "postgres", "mongodb")), driver)):
+        if module.startswith(
+            (*(f"skeino.persistence.{name}" for name in ("sqlite", "postgres", "mongodb", "redis")), driver)
+        ):
             monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, driver, None)  # as if it were not installed
     with pytest.raises(MissingDriverError, match=rf"pip install 'skeino-asgi\[{scheme}\]'") as caught:

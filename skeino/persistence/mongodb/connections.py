@@ -30,6 +30,7 @@ from pymongo.errors import (
 from pymongo.uri_parser import parse_uri
 
 from skeino.errors import ConfigurationError, InvalidInputError, SchemaError, StoreError, StoreUnavailableError
+from skeino.persistence.cancellation import to_its_end
 from skeino.persistence.mongodb import schema
 from skeino.persistence.registry import CheckpointerSpec
 
@@ -127,7 +128,7 @@ class MongoDatabase:
         Where the deployment has no transactions the session is None: `work` then takes the order of steps that is
         safe without. A caller that is cancelled waits for the end, so that nothing is left half done.
         """
-        return await _to_its_end(self._transact(work))
+        return await to_its_end(self._transact(work))
 
     async def _transact(self, work: Callable[[AsyncClientSession | None], Coroutine[Any, Any, T]]) -> T:
         async def attempt(session: AsyncClientSession) -> T:
@@ -386,16 +387,3 @@ def _problem(exc: PyMongoError) -> str:
         if sign in text:
             return problem
     return f"no server was found in time ({_code(exc)})"
-
-
-async def _to_its_end(operation: Coroutine[Any, Any, T]) -> T:
-    """The operation's result; a cancellation is raised when it is over."""
-    task = asyncio.ensure_future(operation)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        if not task.done():
-            await asyncio.wait([task])
-        if not task.cancelled():
-            task.exception()  # nobody else asks for it
-        raise

@@ -1,0 +1,254 @@
+"""What the Redis saver finds, deletes and copies through its indexes, in the stock saver's keys.
+
+A checkpoint is one document, each pending write another, the write's keys stand in a sorted set of their checkpoint,
+and a string per thread and namespace holds the key of the latest checkpoint. An id that is empty has a stand-in, as
+RediSearch finds no empty strings.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from langgraph.checkpoint.base import PendingWrite, get_checkpoint_id, writes_sort_key
+from langgraph.checkpoint.redis.key_registry import CheckpointKeyRegistry
+from langgraph.checkpoint.redis.util import (
+    from_storage_safe_id,
+    from_storage_safe_str,
+    safely_decode,
+    to_storage_safe_id,
+    to_storage_safe_str,
+)
+from redis.commands.search.query import Query
+
+from skeino.errors import ThreadExistsError
+from skeino.persistence.pruning import CheckpointOutline, all_but_latest, of_runs, target_exists
+
+if TYPE_CHECKING:
+    from langchain_core.runnables import RunnableConfig
+
+    from skeino.persistence.redis.saver import RedisDatabaseSaver
+
+_PAGE: Final = 1000
+_SEPARATOR: Final = "\x1f"  # no id has it: it cannot be printed
+
+
+class _Document(NamedTuple):
+    """A checkpoint's or a write's key, and what was asked of it."""
+
+    key: str
+    fields: dict[str, Any]
+
+
+def exact(schema: dict[str, Any]) -> dict[str, Any]:
+    """The stock index's schema under a name of our own, with tags that are compared as they are."""
+    as_it_is = {"case_sensitive": True, "separator": _SEPARATOR}
+    fields = [{**field, "attrs": as_it_is} if field["type"] == "tag" else field for field in schema["fields"]]
+    return {**schema, "index": {**schema["index"], "name": f"skeino_{schema['index']['name']}"}, "fields": fields}
+
+
+async def places(
+    saver: RedisDatabaseSaver, config: RunnableConfig | None, before: RunnableConfig | None
+) -> list[RunnableConfig]:
+    """The checkpoints that a list is about, newest first, each as a config."""
+    configurable = (config or {}).get("configurable") or {}
+    wanted: dict[str, str] = {}
+    if (thread_id := configurable.get("thread_id")) is not None:
+        wanted["thread_id"] = to_storage_safe_id(thread_id)
+    if (namespace := configurable.get("checkpoint_ns")) is not None:
+        wanted["checkpoint_ns"] = to_storage_safe_str(namespace)
+    if config is not None and (checkpoint_id := get_checkpoint_id(config)):
+        wanted["checkpoint_id"] = to_storage_safe_id(checkpoint_id)
+    end = None if before is None else get_checkpoint_id(before)
+    found = [
+        (from_storage_safe_id(one["checkpoint_id"]), one)
+        async for _, one in _search(saver, saver.checkpoints_index.name, wanted, _PLACE)
+    ]
+    found.sort(key=lambda one: one[0], reverse=True)
+    return [
+        {
+            "configurable": {
+                "thread_id": from_storage_safe_id(one["thread_id"]),
+                "checkpoint_ns": from_storage_safe_str(one["checkpoint_ns"]),
+                "checkpoint_id": checkpoint_id,
+            }
+        }
+        for checkpoint_id, one in found
+        if end is None or checkpoint_id < end
+    ]
+
+
+async def pending_writes(
+    saver: RedisDatabaseSaver, thread_id: str, namespace: str, checkpoint_id: str
+) -> list[PendingWrite]:
+    """A checkpoint's pending writes in the order in which the run applied them, which delta channels rely on."""
+    client: Any = saver.database.client  # whose pipeline collects what redis-py's types call awaitable
+    registry = CheckpointKeyRegistry.make_write_keys_zset_key(thread_id, namespace, checkpoint_id)
+    keys = [safely_decode(key) for key in await client.zrange(registry, 0, -1)]
+    if not keys:
+        return []
+    async with client.pipeline(transaction=False) as pipeline:
+        for key in keys:
+            pipeline.json().get(key)
+        documents = [document for document in await pipeline.execute() if document]
+    documents.sort(key=lambda one: writes_sort_key(one.get("task_path", ""), one["task_id"], one["idx"]))
+    return [
+        (one["task_id"], one["channel"], saver.serde.loads_typed((one["type"], saver._decode_blob(one["blob"]))))
+        for one in documents
+    ]
+
+
+async def delete_thread(saver: RedisDatabaseSaver, thread_id: str) -> None:
+    """Delete all that the thread has, the pointers to its latest checkpoints first."""
+    await _delete(saver, thread_id, await _outlines(saver, thread_id), everything=True)
+
+
+async def delete_for_runs(saver: RedisDatabaseSaver, run_ids: list[str]) -> None:
+    """Delete what these runs wrote, in all threads.
+
+    Raises:
+        DeltaChannelError: what stays could not be rebuilt; nothing was deleted.
+    """
+    threads: dict[str, None] = {}
+    for run_id in run_ids:
+        wanted = {"run_id": to_storage_safe_id(run_id)}
+        async for _, one in _search(saver, saver.checkpoints_index.name, wanted, ("thread_id",)):
+            threads[from_storage_safe_id(one["thread_id"])] = None
+    gone = {thread_id: of_runs(await _outlines(saver, thread_id), run_ids) for thread_id in threads}
+    for thread_id, outlines in gone.items():
+        await _delete(saver, thread_id, outlines)
+
+
+async def prune(saver: RedisDatabaseSaver, thread_ids: Sequence[str], strategy: str) -> None:
+    """Delete all checkpoints of these threads, or all but the latest of each namespace.
+
+    Raises:
+        DeltaChannelError: what stays could not be rebuilt; nothing was deleted.
+    """
+    outlines = {thread_id: await _outlines(saver, thread_id) for thread_id in thread_ids}
+    if strategy == "keep_latest":
+        outlines = {thread_id: all_but_latest(found) for thread_id, found in outlines.items()}
+    for thread_id, gone in outlines.items():
+        await _delete(saver, thread_id, gone, everything=strategy == "delete")
+
+
+async def copy_thread(saver: RedisDatabaseSaver, source: str, target: str) -> None:
+    """Copy all checkpoints and writes of a thread; of one that is not there, none.
+
+    First the writes, then the checkpoints, last the pointers to the latest ones: nobody reads half a checkpoint.
+
+    Raises:
+        ThreadExistsError: the target has checkpoints already.
+    """
+    client: Any = saver.database.client
+    of_target = {"thread_id": to_storage_safe_id(target)}
+    async for _ in _search(saver, saver.checkpoints_index.name, of_target, ("thread_id",)):
+        raise ThreadExistsError(target_exists(target))
+    of_source = {"thread_id": to_storage_safe_id(source)}
+    namespaces = set()
+    for index in (saver.checkpoint_writes_index, saver.checkpoints_index):
+        keys = [key async for key, _ in _search(saver, index.name, of_source, ("thread_id",))]
+        for some in _chunks(keys):
+            async with client.pipeline(transaction=False) as reading:
+                for key in some:
+                    reading.json().get(key)
+                documents = [document for document in await reading.execute() if document]
+            async with client.pipeline(transaction=True) as writing:
+                for document in documents:
+                    namespace = from_storage_safe_str(document["checkpoint_ns"])
+                    checkpoint_id = from_storage_safe_id(document["checkpoint_id"])
+                    if "task_id" in document:
+                        key = saver._make_redis_checkpoint_writes_key(
+                            target, namespace, checkpoint_id, document["task_id"], document["idx"]
+                        )
+                        registry = CheckpointKeyRegistry.make_write_keys_zset_key(target, namespace, checkpoint_id)
+                        writing.zadd(registry, {key: document["idx"]})
+                    else:
+                        key = saver._make_redis_checkpoint_key(target, namespace, checkpoint_id)
+                        namespaces.add(namespace)
+                    writing.json().set(key, "$", {**document, **of_target})
+                await writing.execute()
+    for namespace in namespaces:
+        latest = await client.get(saver._make_redis_checkpoint_latest_key(source, namespace))
+        if latest is not None:
+            checkpoint_id = safely_decode(latest).rpartition(":")[2]
+            key = saver._make_redis_checkpoint_key(target, namespace, checkpoint_id)
+            await client.set(saver._make_redis_checkpoint_latest_key(target, namespace), key)
+
+
+_PLACE: Final = ("thread_id", "checkpoint_ns", "checkpoint_id")
+
+
+async def _outlines(saver: RedisDatabaseSaver, thread_id: str) -> list[CheckpointOutline]:
+    fields = (*_PLACE, "parent_checkpoint_id", "$.metadata")
+    wanted = {"thread_id": to_storage_safe_id(thread_id)}
+    return [
+        CheckpointOutline(
+            thread_id,
+            from_storage_safe_str(one["checkpoint_ns"]),
+            from_storage_safe_id(one["checkpoint_id"]),
+            from_storage_safe_id(one.get("parent_checkpoint_id") or "") or None,
+            json.loads(one.get("$.metadata") or "{}"),
+        )
+        async for _, one in _search(saver, saver.checkpoints_index.name, wanted, fields)
+    ]
+
+
+async def _delete(
+    saver: RedisDatabaseSaver, thread_id: str, gone: Iterable[CheckpointOutline], *, everything: bool = False
+) -> None:
+    """Delete these checkpoints with their writes; with `everything`, writes whose checkpoint never came, too.
+
+    Pointers first, so that no read of the latest checkpoint finds one that is half deleted.
+    """
+    client: Any = saver.database.client
+    deleted = {(one.namespace, one.checkpoint_id) for one in gone}
+    if not deleted and not everything:
+        return
+    left = [one for one in await _outlines(saver, thread_id) if (one.namespace, one.checkpoint_id) not in deleted]
+    latest: dict[str, str] = {}
+    for one in left:
+        latest[one.namespace] = max(one.checkpoint_id, latest.get(one.namespace, ""))
+    of_thread = {"thread_id": to_storage_safe_id(thread_id)}
+    keys = []
+    async for key, write in _search(saver, saver.checkpoint_writes_index.name, of_thread, _PLACE):
+        place = (from_storage_safe_str(write["checkpoint_ns"]), from_storage_safe_id(write["checkpoint_id"]))
+        if everything or place in deleted:
+            keys += [key, CheckpointKeyRegistry.make_write_keys_zset_key(thread_id, *place)]
+    keys += [saver._make_redis_checkpoint_key(thread_id, *place) for place in deleted]
+    async with client.pipeline(transaction=True) as pipeline:
+        for namespace in {namespace for namespace, _ in deleted}:
+            pointer = saver._make_redis_checkpoint_latest_key(thread_id, namespace)
+            if namespace in latest:
+                pipeline.set(pointer, saver._make_redis_checkpoint_key(thread_id, namespace, latest[namespace]))
+            else:
+                pipeline.delete(pointer)
+        for one in left:
+            if (one.namespace, one.parent_id) in deleted:
+                key = saver._make_redis_checkpoint_key(thread_id, one.namespace, one.checkpoint_id)
+                pipeline.json().set(key, "$.parent_checkpoint_id", "")
+        await pipeline.execute()
+    for some in _chunks(keys):
+        await client.delete(*some)
+
+
+async def _search(
+    saver: RedisDatabaseSaver, index: str, wanted: dict[str, str], fields: Sequence[str]
+) -> AsyncIterator[_Document]:
+    """The documents whose tags equal what is wanted: values go as parameters, so that none is read as a query."""
+    text = " ".join(f"@{name}:{{${name}}}" for name in wanted) or "*"
+    found = saver.database.client.ft(index)
+    offset = 0
+    while True:
+        query = Query(text).return_fields(*fields).paging(offset, _PAGE).dialect(2)
+        documents = (await found.search(query, query_params=dict(wanted))).docs
+        for document in documents:
+            yield _Document(document.id, dict(document.__dict__))
+        if len(documents) < _PAGE:
+            return
+        offset += _PAGE
+
+
+def _chunks(keys: list[str]) -> Iterable[list[str]]:
+    return (keys[start : start + _PAGE] for start in range(0, len(keys), _PAGE))

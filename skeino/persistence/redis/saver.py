@@ -1,0 +1,209 @@
+"""LangGraph's Redis saver over `RedisDatabase`: same keys, same documents."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from langgraph.checkpoint.redis.aio import AsyncRedisSaver
+
+from skeino.errors import InvalidInputError, SchemaError
+from skeino.persistence.cancellation import to_its_end
+from skeino.persistence.pruning import checked_copy, checked_prune, checked_run_ids
+from skeino.persistence.redis import history
+from skeino.persistence.redis.connections import RedisDatabase
+from skeino.persistence.redis.serializer import StrictRedisSerializer
+from skeino.persistence.stamping import RunStampMixin
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from langchain_core.runnables import RunnableConfig
+    from langgraph.checkpoint.base import (
+        ChannelVersions,
+        Checkpoint,
+        CheckpointMetadata,
+        CheckpointTuple,
+        PendingWrite,
+    )
+
+T = TypeVar("T")
+
+_AT_ONCE = 16
+"""Checkpoints of a list that are read at the same time."""
+
+
+class RedisDatabaseSaver(AsyncRedisSaver):
+    """`AsyncRedisSaver` over `RedisDatabase`.
+
+    The stock saver's index folds upper and lower case and splits ids at commas, so one thread's list and deletion
+    reach into another's; a list ends at 10,000 and ignores `before`; a cancelled `aput` leaves a checkpoint without its
+    parent. This one has an index of its own over the same keys, `skeino_checkpoint`, and does none of this.
+    """
+
+    def __init__(self, database: RedisDatabase) -> None:
+        super().__init__(redis_client=database.client)
+        self.serde = StrictRedisSerializer()
+        self.database = database
+
+    @property
+    def checkpoints_schema(self) -> dict[str, Any]:
+        return history.exact(super().checkpoints_schema)
+
+    @property
+    def writes_schema(self) -> dict[str, Any]:
+        return history.exact(super().writes_schema)
+
+    async def asetup(self) -> None:
+        """Make the indexes, unless they are there, and wait until they have what was stored before.
+
+        Raises:
+            SchemaError: with `setup_schema=False`, one of them is missing.
+        """
+        if self.database.setup_schema:
+            await super().asetup()
+        else:
+            await self._verify()
+        for index in (self.checkpoints_index, self.checkpoint_writes_index):
+            while int((await index.info())["indexing"]):
+                await asyncio.sleep(0.02)
+
+    async def _verify(self) -> None:
+        self.create_indexes()  # which makes objects, no indexes
+        missing = [
+            index.name for index in (self.checkpoints_index, self.checkpoint_writes_index) if not await index.exists()
+        ]
+        if missing:
+            raise SchemaError(
+                f"Redis at {self.database.place} lacks the indexes {', '.join(missing)}: start once with "
+                "setup_schema=True."
+            )
+        self.database.setup_schema = True
+        await super().asetup()  # they are there, so that nothing is made
+
+    # ── Asynchronous ─────────────────────────────────────────────────────────────────────────────────────
+
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        async with self.database.operation():
+            return await super().aget_tuple(config)
+
+    async def alist(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> AsyncIterator[CheckpointTuple]:
+        async with self.database.operation():
+            places = await history.places(self, config, before)
+        left = len(places) if limit is None else limit
+        while places and left > 0:
+            some, places = places[:_AT_ONCE], places[_AT_ONCE:]
+            # Of this class: those that a subclass adds a check to have been checked.
+            found = await asyncio.gather(*(RedisDatabaseSaver.aget_tuple(self, one) for one in some))
+            for checkpoint in found:
+                if checkpoint is not None and left > 0 and _has(checkpoint.metadata, filter):
+                    left -= 1
+                    yield checkpoint
+
+    async def aput(  # type: ignore[override]  # the stock saver's further argument is not LangGraph's
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        # The run id by which the index finds it is the metadata's, whatever a caller's config says.
+        plain = {name: value for name, value in config["configurable"].items() if name != "run_id"}
+        changed = cast("RunnableConfig", {**config, "configurable": plain})
+
+        async def put() -> RunnableConfig:
+            async with self.database.operation():
+                return await super(RedisDatabaseSaver, self).aput(changed, checkpoint, metadata, new_versions)
+
+        return await to_its_end(put())
+
+    async def aput_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
+    ) -> None:
+        async with self.database.operation():
+            await super().aput_writes(config, writes, task_id, task_path)
+
+    async def adelete_thread(self, thread_id: str) -> None:
+        async with self.database.operation():
+            await history.delete_thread(self, thread_id)
+
+    async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
+        wanted = checked_run_ids(run_ids)
+        async with self.database.operation():
+            await history.delete_for_runs(self, wanted)
+
+    async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        source, target = checked_copy(source_thread_id, target_thread_id)
+        async with self.database.operation():
+            await history.copy_thread(self, source, target)
+
+    async def aprune(  # type: ignore[override]  # the stock saver's further arguments are not LangGraph's
+        self, thread_ids: Sequence[str], *, strategy: str = "keep_latest"
+    ) -> None:
+        threads, strategy = checked_prune(thread_ids, strategy)
+        async with self.database.operation():
+            await history.prune(self, threads, strategy)
+
+    async def _aload_pending_writes(
+        self, thread_id: str, checkpoint_ns: str = "", checkpoint_id: str = ""
+    ) -> list[PendingWrite]:
+        return await history.pending_writes(self, thread_id, checkpoint_ns, checkpoint_id)
+
+    # ── Blocking, from another thread than the event loop's ──────────────────────────────────────────────
+
+    def put_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
+    ) -> None:
+        self._wait(self.aput_writes(config, writes, task_id, task_path))  # the stock one forgets the path
+
+    def list(
+        self,
+        config: RunnableConfig | None,
+        *,
+        filter: dict[str, Any] | None = None,
+        before: RunnableConfig | None = None,
+        limit: int | None = None,
+    ) -> Iterator[CheckpointTuple]:
+        async def all_of_it() -> Any:
+            return [one async for one in self.alist(config, filter=filter, before=before, limit=limit)]
+
+        yield from self._wait(all_of_it())
+
+    def delete_thread(self, thread_id: str) -> None:
+        self._wait(self.adelete_thread(thread_id))
+
+    def delete_for_runs(self, run_ids: Sequence[str]) -> None:
+        self._wait(self.adelete_for_runs(run_ids))
+
+    def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        self._wait(self.acopy_thread(source_thread_id, target_thread_id))
+
+    def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        self._wait(self.aprune(thread_ids, strategy=strategy))
+
+    def _wait(self, operation: Coroutine[Any, Any, T]) -> T:
+        loop = self.loop
+        assert loop is not None  # set by asetup
+        try:
+            here = asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run_coroutine_threadsafe(operation, loop).result()
+        operation.close()
+        where = "on its own event loop" if here is loop else "on an event loop"
+        raise InvalidInputError(f"A blocking method of the checkpointer was called {where}: use the asynchronous one.")
+
+
+def _has(metadata: CheckpointMetadata, wanted: dict[str, Any] | None) -> bool:
+    return all(metadata.get(name) == value for name, value in (wanted or {}).items())
+
+
+class StampedRedisSaver(RunStampMixin, RedisDatabaseSaver):  # type: ignore[misc]  # as above
+    """`RedisDatabaseSaver`, stamped."""
