@@ -14,11 +14,11 @@ from pkgutil import iter_modules
 
 from skeino.errors import MissingDriverError
 
-for _package, _distribution in (("pytest", "pytest"), ("pytest_asyncio", "pytest-asyncio"), ("hypothesis",) * 2):
-    if find_spec(_package) is None:
+for _tool in ("pytest", "pytest_asyncio", "hypothesis"):
+    if find_spec(_tool) is None:
         raise MissingDriverError(
-            f"skeino.testing needs the package {_distribution!r}: run pip install 'skeino-asgi[testing]'.",
-            name=_package,
+            f"skeino.testing needs the package {_tool.replace('_', '-')!r}: run pip install 'skeino-asgi[testing]'.",
+            name=_tool,
         )
 
 import pytest  # noqa: E402 – after the sentence that names what is missing

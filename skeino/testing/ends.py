@@ -15,21 +15,6 @@ ERROR = {"code": "exception", "type": "ValueError", "message": 'no "such" thing 
 class EndsContract:
     """A run ends once, by the worker that owns it, and its thread with it."""
 
-    async def test_an_end_ties_no_run_to_a_thread_of_another_owner(self, store: MetadataStoreProtocol) -> None:
-        before = await store.create_thread("t", owner="ann")
-        run_id = await started(store, owner="bob")
-        assert await store.finish_run(ending(run_id, thread_id="t", thread_status="error"))
-        assert (await the_run(store, run_id))["thread_id"] is None
-        assert await store.get_thread("t") == before
-
-    async def test_an_end_does_not_move_a_run_to_another_thread(self, store: MetadataStoreProtocol) -> None:
-        other = await store.create_thread("other")
-        run_id = await started(store, "t")
-        assert await store.finish_run(ending(run_id, thread_id="other", thread_status="error"))
-        assert (await the_run(store, run_id))["thread_id"] == "t"
-        assert (await the_thread(store, "t"))["status"] == "error"
-        assert await store.get_thread("other") == other
-
     async def test_an_end_writes_all_that_was_said(self, store: MetadataStoreProtocol) -> None:
         run_id = await started(store, "t", metadata={"kept": 1, "changed": 1}, kwargs={"k": 1}, created_at=T0)
         end = ending(
@@ -91,6 +76,21 @@ class EndsContract:
     async def test_the_end_of_an_unknown_run_is_too_late(self, store: MetadataStoreProtocol) -> None:
         assert await store.finish_run(ending(new_id(), thread_id="t")) is False
         assert await everything(store) == ([], [])
+
+    async def test_an_end_ties_no_run_to_a_thread_of_another_owner(self, store: MetadataStoreProtocol) -> None:
+        before = await store.create_thread("t", owner="ann")
+        run_id = await started(store, owner="bob")
+        assert await store.finish_run(ending(run_id, thread_id="t", thread_status="error"))
+        assert (await the_run(store, run_id))["thread_id"] is None
+        assert await store.get_thread("t") == before
+
+    async def test_an_end_does_not_move_a_run_to_another_thread(self, store: MetadataStoreProtocol) -> None:
+        other = await store.create_thread("other")
+        run_id = await started(store, "t")
+        assert await store.finish_run(ending(run_id, thread_id="other", thread_status="error"))
+        assert (await the_run(store, run_id))["thread_id"] == "t"
+        assert (await the_thread(store, "t"))["status"] == "error"
+        assert await store.get_thread("other") == other
 
     async def test_an_end_does_not_bring_a_deleted_thread_back(self, store: MetadataStoreProtocol) -> None:
         tied, reading = await started(store, "t"), await started(store, "t", create_thread=False)

@@ -104,7 +104,7 @@ class ValidationContract:
 
     @pytest_asyncio.fixture
     async def untouched(self, store: MetadataStoreProtocol) -> Any:
-        """`refuses(name, call, values)`: each value is refused, and nothing is written by any of them."""
+        """`untouched(call, values)`: each value is refused, and nothing is written by any of them."""
         await started(store, "existing", owner="ann", metadata={"k": 1})
         await store.create_thread("free")
         before = await everything(store)

@@ -61,14 +61,11 @@ def test_importing_takes_little_more_than_what_it_stands_on() -> None:
     assert statistics.median(seconds) < 0.150
 
 
-@pytest.mark.parametrize(
-    ("package", "distribution"),
-    [("pytest", "pytest"), ("pytest_asyncio", "pytest-asyncio"), ("hypothesis", "hypothesis")],
-)
-def test_without_the_extra_skeino_testing_names_it(package: str, distribution: str) -> None:
-    result = _python(f"import sys; sys.modules[{package!r}] = None; import skeino.testing")
+@pytest.mark.parametrize("package", ["pytest", "pytest-asyncio", "hypothesis"])
+def test_without_its_tools_skeino_testing_names_the_extra(package: str) -> None:
+    result = _python(f"import sys; sys.modules[{package.replace('-', '_')!r}] = None; import skeino.testing")
     assert result.stderr.strip().splitlines()[-1] == (
-        f"skeino.errors.MissingDriverError: skeino.testing needs the package {distribution!r}: "
+        f"skeino.errors.MissingDriverError: skeino.testing needs the package {package!r}: "
         "run pip install 'skeino-asgi[testing]'."
     )
 
