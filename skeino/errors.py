@@ -17,7 +17,7 @@ class ConfigurationError(SkeinoError, ValueError):
 
 
 class MissingDriverError(ConfigurationError, ImportError):
-    """The chosen scheme needs a package that is not installed; the message names the extra."""
+    """The chosen scheme, or `skeino.testing`, needs a package that is not installed; the message names the extra."""
 
     def __init__(self, message: str, *, name: str | None = None) -> None:
         super().__init__(message)

@@ -2,7 +2,7 @@
 
 from skeino import SkeinoSettings
 from skeino.persistence import open_persistence
-from tests.contract.making import ending, everything, finished, started
+from skeino.testing import ending, everything, finished, started
 
 
 async def test_all_rows_are_there_after_opening_again(durable_settings: SkeinoSettings) -> None:

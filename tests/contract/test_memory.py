@@ -4,7 +4,7 @@ import pytest
 
 from skeino import ConfigurationError, SkeinoSettings
 from skeino.persistence import InMemoryMetadataStore, open_persistence
-from tests.contract.making import ending, started
+from skeino.testing import ending, started
 
 
 async def test_beyond_max_runs_the_oldest_finished_are_forgotten() -> None:

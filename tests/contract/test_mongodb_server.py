@@ -26,7 +26,7 @@ from skeino.errors import (
 )
 from skeino.persistence import MetadataStoreProtocol, MongoMetadataStore, Persistence, open_persistence
 from skeino.runs import new_id
-from tests.contract.making import T0, WORKER, at, ending, everything, finished, started, the_run, the_thread
+from skeino.testing import T0, WORKER, at, ending, everything, finished, started, the_run, the_thread
 from tests.savers.graphs import config_of, plain, said
 from tests.servers.mongodb import LocalMongoServer, MongoServer
 from tests.servers.process import free_port

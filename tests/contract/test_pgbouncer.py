@@ -7,8 +7,8 @@ from typing import Annotated, TypedDict
 from langgraph.graph import END, START, StateGraph
 
 from skeino import SkeinoSettings
+from skeino.testing import finished, the_run, the_thread
 from skeino_asgi import RunTracker
-from tests.contract.making import finished, the_run, the_thread
 
 
 class State(TypedDict):

@@ -16,7 +16,7 @@ from psycopg import sql
 from skeino import SkeinoSettings
 from skeino.errors import ConfigurationError, SchemaError, StoreUnavailableError
 from skeino.persistence import MetadataStore, Persistence, open_persistence
-from tests.contract.making import everything, finished, started, the_thread
+from skeino.testing import everything, finished, started, the_thread
 from tests.servers.postgres import LocalPostgresServer, PostgresServer, with_parameters
 from tests.servers.process import free_port
 

@@ -14,8 +14,8 @@ from pymongo.database import Database
 from skeino import SkeinoSettings
 from skeino.errors import SchemaError
 from skeino.persistence import open_persistence
+from skeino.testing import finished, the_run
 from tests.contract.backends import SQL, settings_of
-from tests.contract.making import finished, the_run
 
 
 @pytest.fixture(params=SQL)

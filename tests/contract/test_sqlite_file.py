@@ -16,7 +16,7 @@ from skeino import SkeinoSettings
 from skeino.errors import ConfigurationError, SkeinoError, StoreError, StoreUnavailableError
 from skeino.persistence import SqliteMetadataStore, open_persistence
 from skeino.runs import new_id
-from tests.contract.making import everything, finished, started
+from skeino.testing import everything, finished, started
 
 
 def settings_for(uri: object, **options: Any) -> SkeinoSettings:

@@ -123,7 +123,7 @@ def test_the_drawing_of_the_house_has_every_module() -> None:
     (drawing,) = (block.code for block in blocks_of(ROOT / "CONTRIBUTING.md", "text") if "skeino_asgi/" in block.code)
     modules = {
         file.name
-        for package in ("skeino", "skeino_asgi", "skeino/persistence")
+        for package in ("skeino", "skeino_asgi", "skeino/persistence", "skeino/testing")
         for file in (ROOT / package).glob("*.py")
         if file.stem.startswith("__") or not file.stem.startswith("_")
     }

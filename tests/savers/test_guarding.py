@@ -8,8 +8,8 @@ import pytest
 from langgraph.checkpoint.base import empty_checkpoint
 
 from skeino.errors import InvalidInputError, ThreadNotFoundError
+from skeino.testing import everything
 from skeino_asgi import RunTracker
-from tests.contract.making import everything
 from tests.savers.graphs import Saver, checkpoints, config_of, plain, said, stamps, synchronous
 
 BAD_THREAD_IDS: list[Any] = [None, "", " ", 7, 0, True, b"t", ["t"], "x" * 256, "a\x00b", "\ud800", "a\nb"]

@@ -6,8 +6,8 @@ from typing import Any
 from langgraph.types import Command
 
 from skeino.runs import Run
+from skeino.testing import the_run, the_thread
 from skeino_asgi import RunTracker
-from tests.contract.making import the_run, the_thread
 from tests.savers.graphs import Saver, asking, nested, said
 
 

@@ -9,8 +9,8 @@ from langgraph.checkpoint.base import empty_checkpoint
 
 from skeino.errors import ResumeTrapWarning
 from skeino.runs import Run, current_run_var
+from skeino.testing import the_run
 from skeino_asgi import RunTracker
-from tests.contract.making import the_run
 from tests.savers.graphs import GRAPHS, Saver, checkpoints, config_of, nested, plain, said, stamps, synchronous
 
 SPOOF = "SPOOF"

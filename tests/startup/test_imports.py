@@ -61,6 +61,15 @@ def test_importing_takes_little_more_than_what_it_stands_on() -> None:
     assert statistics.median(seconds) < 0.150
 
 
+@pytest.mark.parametrize("package", ["pytest", "pytest-asyncio", "hypothesis"])
+def test_without_its_tools_skeino_testing_names_the_extra(package: str) -> None:
+    result = _python(f"import sys; sys.modules[{package.replace('-', '_')!r}] = None; import skeino.testing")
+    assert result.stderr.strip().splitlines()[-1] == (
+        f"skeino.errors.MissingDriverError: skeino.testing needs the package {package!r}: "
+        "run pip install 'skeino-asgi[testing]'."
+    )
+
+
 def _imports(file: Path) -> set[str]:
     found: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -84,6 +93,12 @@ def test_skeino_knows_no_http(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", _files("skeino") + _files("skeino_asgi"), ids=str)
+def test_only_skeino_testing_knows_the_tools_of_tests(file: Path) -> None:
+    if "testing" not in file.parts:
+        assert not [name for name in _imports(file) if name.startswith(("pytest", "hypothesis", "skeino.testing"))]
+
+
+@pytest.mark.parametrize("file", _files("skeino") + _files("skeino_asgi"), ids=str)
 def test_a_driver_is_imported_in_its_own_backend_only(file: Path) -> None:
     allowed = {
         "sqlite": {"sqlite3", "aiosqlite"},
@@ -97,8 +112,8 @@ def test_a_driver_is_imported_in_its_own_backend_only(file: Path) -> None:
 @pytest.mark.parametrize("file", _files("skeino"), ids=str)
 def test_imports_run_one_way(file: Path) -> None:
     imported = {name for name in _imports(file) if name.startswith("skeino")}
-    in_persistence = "persistence" in file.parts
-    if not in_persistence:
+    in_testing = "testing" in file.parts
+    if "persistence" not in file.parts and not in_testing:
         top_level = {name for name in imported if name.startswith("skeino.persistence")}
         assert top_level <= {"skeino.persistence.rows"}  # types, for annotations alone
     backends = {"sqlite", "postgres", "mongodb", "redis"}

@@ -16,7 +16,7 @@ def at(seconds: float) -> datetime:
 
 
 async def started(store: MetadataStoreProtocol, thread_id: str | None = None, **arguments: Any) -> str:
-    """The id of a run that has just been started."""
+    """The id of a run that has just been started; `arguments` are those of `start_run`."""
     run_id = arguments.pop("run_id", None) or new_id()
     await store.start_run(run_id, **{"worker_id": WORKER, "thread_id": thread_id, **arguments})
     return run_id
@@ -43,7 +43,7 @@ def ending(run_id: str, **changes: Any) -> RunFinish:
 
 
 async def finished(store: MetadataStoreProtocol, thread_id: str | None = None, **changes: Any) -> str:
-    """The id of a run that has ended."""
+    """The id of a run that has ended; `start` are arguments of `start_run`, `changes` those of `ending`."""
     run_id = await started(store, thread_id, **changes.pop("start", {}))
     assert await store.finish_run(ending(run_id, **changes))
     return run_id

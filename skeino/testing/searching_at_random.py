@@ -6,12 +6,13 @@ from datetime import datetime
 from typing import Any, cast
 
 import pytest
+import pytest_asyncio
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from skeino.persistence import ANY_OWNER, MetadataStoreProtocol
-from tests.contract.making import at, ending, everything, started
+from skeino.testing.making import at, ending, everything, started
 
 Row = dict[str, Any]
 
@@ -27,41 +28,12 @@ quickly = hypothesis_settings(
     deadline=None,
     derandomize=True,
     database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    suppress_health_check=[
+        HealthCheck.differing_executors,  # each class that inherits the test runs it
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.too_slow,
+    ],
 )
-
-
-@pytest.fixture
-async def filled(store: MetadataStoreProtocol) -> MetadataStoreProtocol:
-    """A store with rows that agree in many columns, so that filters overlap and sorting has ties."""
-    dice = random.Random(20260301)
-
-    def metadata() -> Row:
-        return {key: dice.choice(VALUES) for key in KEYS if dice.random() < 0.6}
-
-    for number in range(60):
-        owner = dice.choice(OWNERS)
-        thread_id = dice.choice([None, f"{owner}-{dice.randrange(8)}"])
-        run_id = await started(
-            store,
-            thread_id,
-            owner=owner,
-            metadata=metadata(),
-            created_at=at(dice.choice(SECONDS)),
-            kwargs={"n": number},
-        )
-        if thread_id is not None and dice.random() < 0.3:
-            await store.update_thread(thread_id, metadata=metadata())
-        if dice.random() < 0.7:
-            await store.finish_run(
-                ending(
-                    run_id,
-                    status=dice.choice(RUN_STATUSES[2:]),
-                    finished_at=at(dice.choice(SECONDS)),
-                    thread_status=dice.choice([None, "idle", "interrupted", "error"]),
-                )
-            )
-    return store
 
 
 def some(values: list[Any]) -> st.SearchStrategy[Any]:
@@ -97,35 +69,70 @@ run_searches = optional(
 )
 
 
-@given(search=thread_searches)
-@quickly
-async def test_threads_are_found_as_in_the_model(filled: MetadataStoreProtocol, search: Row) -> None:
-    threads, _ = await everything(filled)
-    expected = model(cast("list[Row]", threads), "thread_id", {"sort_by": "updated_at", **search})
-    assert await filled.search_threads(**search) == expected
+class SearchingAtRandomContract:
+    """A search finds what the model finds."""
 
+    @pytest_asyncio.fixture
+    async def filled(self, store: MetadataStoreProtocol) -> MetadataStoreProtocol:
+        """A store with rows that agree in many columns, so that filters overlap and sorting has ties."""
+        dice = random.Random(20260301)
 
-@given(search=run_searches)
-@quickly
-async def test_runs_are_found_as_in_the_model(filled: MetadataStoreProtocol, search: Row) -> None:
-    _, runs = await everything(filled)
-    expected = model(cast("list[Row]", runs), "run_id", {"sort_by": "created_at", **search})
-    assert await filled.search_runs(**search) == expected
+        def metadata() -> Row:
+            return {key: dice.choice(VALUES) for key in KEYS if dice.random() < 0.6}
 
+        for number in range(60):
+            owner = dice.choice(OWNERS)
+            thread_id = dice.choice([None, f"{owner}-{dice.randrange(8)}"])
+            run_id = await started(
+                store,
+                thread_id,
+                owner=owner,
+                metadata=metadata(),
+                created_at=at(dice.choice(SECONDS)),
+                kwargs={"n": number},
+            )
+            if thread_id is not None and dice.random() < 0.3:
+                await store.update_thread(thread_id, metadata=metadata())
+            if dice.random() < 0.7:
+                await store.finish_run(
+                    ending(
+                        run_id,
+                        status=dice.choice(RUN_STATUSES[2:]),
+                        finished_at=at(dice.choice(SECONDS)),
+                        thread_status=dice.choice([None, "idle", "interrupted", "error"]),
+                    )
+                )
+        return store
 
-@pytest.mark.parametrize("size", [1, 7, 25])
-@pytest.mark.parametrize("order", ["asc", "desc"])
-async def test_pages_neither_overlap_nor_leave_gaps(filled: MetadataStoreProtocol, size: int, order: Any) -> None:
-    searches: list[Callable[..., Any]] = [filled.search_threads, filled.search_runs]
-    sorts = [("created_at", "updated_at", "thread_id"), ("created_at", "finished_at", "run_id")]
-    for search, columns in zip(searches, sorts, strict=True):
-        for sort_by in columns:
-            whole = await search(sort_by=sort_by, sort_order=order, limit=1000)
-            assert len(whole) > 15
-            pages: list[Row] = []
-            while page := await search(sort_by=sort_by, sort_order=order, limit=size, offset=len(pages)):
-                pages += page
-            assert pages == whole
+    @given(search=thread_searches)
+    @quickly
+    async def test_threads_are_found_as_in_the_model(self, filled: MetadataStoreProtocol, search: Row) -> None:
+        threads, _ = await everything(filled)
+        expected = model(cast("list[Row]", threads), "thread_id", {"sort_by": "updated_at", **search})
+        assert await filled.search_threads(**search) == expected
+
+    @given(search=run_searches)
+    @quickly
+    async def test_runs_are_found_as_in_the_model(self, filled: MetadataStoreProtocol, search: Row) -> None:
+        _, runs = await everything(filled)
+        expected = model(cast("list[Row]", runs), "run_id", {"sort_by": "created_at", **search})
+        assert await filled.search_runs(**search) == expected
+
+    @pytest.mark.parametrize("size", [1, 7, 25])
+    @pytest.mark.parametrize("order", ["asc", "desc"])
+    async def test_pages_neither_overlap_nor_leave_gaps(
+        self, filled: MetadataStoreProtocol, size: int, order: Any
+    ) -> None:
+        searches: list[Callable[..., Any]] = [filled.search_threads, filled.search_runs]
+        sorts = [("created_at", "updated_at", "thread_id"), ("created_at", "finished_at", "run_id")]
+        for search, columns in zip(searches, sorts, strict=True):
+            for sort_by in columns:
+                whole = await search(sort_by=sort_by, sort_order=order, limit=1000)
+                assert len(whole) > 15
+                pages: list[Row] = []
+                while page := await search(sort_by=sort_by, sort_order=order, limit=size, offset=len(pages)):
+                    pages += page
+                assert pages == whole
 
 
 def model(rows: list[Row], id_column: str, search: Row) -> list[Row]:
