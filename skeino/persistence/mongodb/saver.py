@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from langgraph.checkpoint.mongodb import MongoDBSaver
+from pymongo import UpdateOne
 
+from skeino.persistence.inventory import StoredWrite
 from skeino.persistence.mongodb.connections import MongoDatabase
 from skeino.persistence.stamping import RunStampMixin
 
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
     from langgraph.checkpoint.base import ChannelVersions, Checkpoint, CheckpointMetadata, CheckpointTuple
+
+T = TypeVar("T")
 
 
 class MongoDatabaseSaver(MongoDBSaver):
@@ -100,6 +104,68 @@ class MongoDatabaseSaver(MongoDBSaver):
     def delete_thread(self, thread_id: str) -> None:
         with self.database.blocking_operation():
             super().delete_thread(thread_id)
+
+    # ── `StateInventory` ─────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def place(self) -> str:
+        return self.database.place
+
+    async def athread_ids(self, *, after: str = "", limit: int = 1000) -> Sequence[str]:
+        pipeline: list[dict[str, Any]] = [
+            {"$match": {"thread_id": {"$gt": after}}},
+            {"$group": {"_id": "$thread_id"}},
+            {"$sort": {"_id": 1}},
+            {"$limit": limit},
+        ]
+        found = await self._in_thread(lambda: [*self.checkpoint_collection.aggregate(pipeline, allowDiskUse=True)])
+        return [one["_id"] for one in found]
+
+    async def ainventory(self, thread_id: str) -> dict[tuple[str, str], int]:
+        fields = {"checkpoint_ns": 1, "checkpoint_id": 1, "_id": 0}
+        group = {"_id": {"ns": "$checkpoint_ns", "id": "$checkpoint_id"}, "writes": {"$sum": 1}}
+
+        def count() -> dict[tuple[str, str], int]:
+            of_thread = {"thread_id": thread_id}
+            counted = self.writes_collection.aggregate([{"$match": of_thread}, {"$group": group}])
+            writes = {(one["_id"]["ns"], one["_id"]["id"]): one["writes"] for one in counted}
+            found = self.checkpoint_collection.find(of_thread, fields)
+            places = [(one["checkpoint_ns"], one["checkpoint_id"]) for one in found]
+            return {place: writes.get(place, 0) for place in places}
+
+        return await self._in_thread(count)
+
+    async def awrites(self, thread_id: str, checkpoint_ns: str, checkpoint_id: str) -> Sequence[StoredWrite]:
+        place = {"thread_id": thread_id, "checkpoint_ns": checkpoint_ns, "checkpoint_id": checkpoint_id}
+        found = await self._in_thread(lambda: [*self.writes_collection.find(place)])  # in the order of their coming
+        return [
+            StoredWrite(
+                one["task_id"], one.get("task_path", ""), one["idx"], one["channel"], one["type"], bytes(one["value"])
+            )
+            for one in found
+        ]
+
+    async def arestore_writes(
+        self, thread_id: str, checkpoint_ns: str, checkpoint_id: str, writes: Sequence[StoredWrite]
+    ) -> None:
+        place = {"thread_id": thread_id, "checkpoint_ns": checkpoint_ns, "checkpoint_id": checkpoint_id}
+        operations: list[Any] = [
+            UpdateOne(
+                {**place, "task_id": write.task_id, "task_path": write.task_path, "idx": write.idx},
+                {"$setOnInsert": {"channel": write.channel, "type": write.type, "value": write.data}},
+                upsert=True,
+            )
+            for write in writes
+        ]
+        if operations:
+            await self._in_thread(lambda: self.writes_collection.bulk_write(operations))
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        def bounded() -> T:
+            with self.database.blocking_operation():
+                return work()
+
+        return await self.database.in_thread(bounded)
 
 
 class StampedMongoDBSaver(RunStampMixin, MongoDatabaseSaver):
