@@ -27,9 +27,8 @@ class StoredWrite(NamedTuple):
 class StateInventory(Protocol):
     """What skeino's durable savers have besides LangGraph's interface."""
 
-    @property
-    def place(self) -> str:
-        """The database, without user and password: to tell two of them apart."""
+    async def aidentity(self) -> str:
+        """What the place of these checkpoints has alone, however its address is spelt."""
         ...
 
     async def athread_ids(self, *, after: str = "", limit: int = 1000) -> Sequence[str]:

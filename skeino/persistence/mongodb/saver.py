@@ -6,7 +6,9 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from langgraph.checkpoint.mongodb import MongoDBSaver
-from pymongo import UpdateOne
+from pymongo import ASCENDING, UpdateOne
+from pymongo.collection import Collection
+from pymongo.cursor import Cursor
 
 from skeino.persistence.inventory import StoredWrite
 from skeino.persistence.mongodb.connections import MongoDatabase
@@ -22,6 +24,9 @@ T = TypeVar("T")
 class MongoDatabaseSaver(MongoDBSaver):
     """`MongoDBSaver` over `MongoDatabase`.
 
+    Pending writes are read in the order in which a running graph applies them; the stock saver has them in that of an
+    index, and so replays a `DeltaChannel` to another value than the run had.
+
     The stock saver's asynchronous methods use the event loop's default threads, of which there are few and which
     everybody shares. These use the database's own, as many as it has connections.
     """
@@ -29,6 +34,7 @@ class MongoDatabaseSaver(MongoDBSaver):
     def __init__(self, database: MongoDatabase) -> None:
         super().__init__(database.blocking_client, database.checkpoints_name)
         self.database = database
+        self.writes_collection = _WritesInOrder(self.db, self.writes_collection.name)
 
     # ── Asynchronous: the blocking methods of this class, not those that a subclass may add a stamp to ───
 
@@ -107,9 +113,10 @@ class MongoDatabaseSaver(MongoDBSaver):
 
     # ── `StateInventory` ─────────────────────────────────────────────────────────────────────────────────
 
-    @property
-    def place(self) -> str:
-        return self.database.place
+    async def aidentity(self) -> str:
+        hello = await self._in_thread(lambda: self.database.blocking_client.admin.command("hello"))
+        process = hello.get("topologyVersion", {}).get("processId", self.database.place)
+        return f"{process}/{self.database.checkpoints_name}/{self.database.metadata.name}"
 
     async def athread_ids(self, *, after: str = "", limit: int = 1000) -> Sequence[str]:
         pipeline: list[dict[str, Any]] = [
@@ -137,7 +144,7 @@ class MongoDatabaseSaver(MongoDBSaver):
 
     async def awrites(self, thread_id: str, checkpoint_ns: str, checkpoint_id: str) -> Sequence[StoredWrite]:
         place = {"thread_id": thread_id, "checkpoint_ns": checkpoint_ns, "checkpoint_id": checkpoint_id}
-        found = await self._in_thread(lambda: [*self.writes_collection.find(place)])  # in the order of their coming
+        found = await self._in_thread(lambda: [*self.writes_collection.find(place)])
         return [
             StoredWrite(
                 one["task_id"], one.get("task_path", ""), one["idx"], one["channel"], one["type"], bytes(one["value"])
@@ -170,3 +177,11 @@ class MongoDatabaseSaver(MongoDBSaver):
 
 class StampedMongoDBSaver(RunStampMixin, MongoDatabaseSaver):
     """`MongoDatabaseSaver`, stamped."""
+
+
+class _WritesInOrder(Collection[dict[str, Any]]):
+    """The collection of pending writes, found in the order of `langgraph.checkpoint.base.writes_sort_key`."""
+
+    def find(self, *arguments: Any, **options: Any) -> Cursor[dict[str, Any]]:
+        options.setdefault("sort", [("task_path", ASCENDING), ("task_id", ASCENDING), ("idx", ASCENDING)])
+        return super().find(*arguments, **options)

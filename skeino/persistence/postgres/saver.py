@@ -57,9 +57,14 @@ class PostgresDatabaseSaver(AsyncPostgresSaver):
 
     # ── `StateInventory` ─────────────────────────────────────────────────────────────────────────────────
 
-    @property
-    def place(self) -> str:
-        return self.database.place
+    async def aidentity(self) -> str:
+        async with self._cursor() as cursor:
+            await cursor.execute(
+                "SELECT pg_postmaster_start_time()::text || '/' || current_database() || '/' || "
+                "'checkpoints'::regclass::oid::text AS identity"
+            )
+            row = await cursor.fetchone()
+            return str(row and row["identity"])
 
     async def athread_ids(self, *, after: str = "", limit: int = 1000) -> Sequence[str]:
         async with self._cursor() as cursor:

@@ -86,9 +86,9 @@ class SqliteDatabaseSaver(AsyncSqliteSaver):
 
     # ── `StateInventory` ─────────────────────────────────────────────────────────────────────────────────
 
-    @property
-    def place(self) -> str:
-        return str(self.database.path.resolve())
+    async def aidentity(self) -> str:
+        file = self.database.path.stat()
+        return f"{file.st_dev}/{file.st_ino}"
 
     async def athread_ids(self, *, after: str = "", limit: int = 1000) -> Sequence[str]:
         rows = await self.database.read(
