@@ -20,7 +20,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.command("copy")(copy)
+app.command("copy", context_settings={"allow_extra_args": True})(copy)
 
 
 @app.callback()

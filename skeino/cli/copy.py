@@ -29,6 +29,7 @@ _LABELS: Final = {"threads": "Threads", "runs": "Runs", "state": "State of threa
 
 
 def copy(
+    context: typer.Context,
     source: Annotated[
         str,
         typer.Option(
@@ -54,6 +55,8 @@ def copy(
 
     Exit status: 0 copied and verified, 1 differences or a failure, 2 wrong arguments or settings, 130 interrupted.
     """
+    if context.args:  # which typer would repeat, password and all
+        raise ConfigurationError("skeino copy takes options only: write --from URI --to URI.")
     here = settings_of(source, "--from")
     if target is None and not dry_run:
         raise ConfigurationError("There is no target: give --to, or the variable COPY_TO.")

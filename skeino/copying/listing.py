@@ -21,7 +21,7 @@ class ListedInventory:
     """For savers of your own.
 
     `alist` loads the state of all threads to name them. And it tells neither the path of the task that made a pending
-    write, nor the write's place: paths come out empty, and places as the writes' order says.
+    write, nor the write's place: both come out as the writes' order says, which is all that LangGraph uses them for.
     """
 
     def __init__(self, saver: BaseCheckpointSaver[Any]) -> None:
@@ -47,12 +47,14 @@ class ListedInventory:
     async def awrites(self, thread_id: str, checkpoint_ns: str, checkpoint_id: str) -> Sequence[StoredWrite]:
         found = await self._saver.aget_tuple(_config(thread_id, checkpoint_ns, checkpoint_id))
         writes: list[StoredWrite] = []
+        paths: dict[str, str] = {}
         places: dict[str, int] = {}
         for task_id, channel, value in (found.pending_writes if found is not None else None) or ():
             idx = WRITES_IDX_MAP.get(channel)
             if idx is None:
                 idx = places[task_id] = places.get(task_id, -1) + 1
-            writes.append(StoredWrite(task_id, "", idx, channel, *self._serializer.dumps_typed(value)))
+            path = paths.setdefault(task_id, f"~{len(paths):06}")
+            writes.append(StoredWrite(task_id, path, idx, channel, *self._serializer.dumps_typed(value)))
         return writes
 
     async def arestore_writes(

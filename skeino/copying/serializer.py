@@ -84,7 +84,12 @@ def sealed(value: Any) -> Any:
 
 
 def _pack(value: Any) -> bytes:
-    return ormsgpack.packb(value, default=_default, option=_OPTION)
+    try:
+        return ormsgpack.packb(value, default=_default, option=_OPTION)
+    except TypeError as exc:
+        raise InvalidInputError(
+            "A value is in an older or an encrypted format, which cannot stand in a checkpoint that is stored whole."
+        ) from exc
 
 
 def _unpack(content: bytes) -> Any:
@@ -102,8 +107,6 @@ def _default(value: Any) -> Any:
         return ormsgpack.Ext(value.code, value.data)
     if _Snapshot is not None and isinstance(value, _Snapshot):
         return ormsgpack.Ext(_DELTA_SNAPSHOT, _pack(value.value))
-    if isinstance(value, Sealed):
-        if value.type == "msgpack":
-            return _unpack(value.data)
-        raise InvalidInputError(f"A value in LangGraph's older format {value.type!r} cannot be put into msgpack.")
+    if isinstance(value, Sealed) and value.type == "msgpack":
+        return _unpack(value.data)
     raise TypeError(f"Object of type {type(value).__name__} is not serializable")

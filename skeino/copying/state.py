@@ -64,7 +64,7 @@ async def copy_state(
             async with asyncio.TaskGroup() as threads:
                 for thread_id in page:
                     threads.create_task(one(thread_id))
-        except* StoreUnavailableError as group:
+        except BaseExceptionGroup as group:
             raise _first(group) from None
 
 
@@ -171,12 +171,9 @@ def _parent_of(found: CheckpointTuple, config: RunnableConfig) -> RunnableConfig
 
 def _reason(exc: Exception) -> str:
     """One sentence without a value: our own errors say one, of others the kind is told."""
-    told = exc if isinstance(exc, SkeinoError) else exc.__cause__
-    return (
-        str(told)
-        if isinstance(told, SkeinoError)
-        else f"it has a value that the target cannot store ({type(exc).__name__})."
-    )
+    if isinstance(exc, SkeinoError):
+        return str(exc)
+    return f"it has a value that the target cannot store ({type(exc).__name__})."
 
 
 def _first(group: BaseExceptionGroup[Any]) -> BaseException:

@@ -5,7 +5,7 @@ import pytest
 from skeino.copying import copy_persistence
 from skeino.persistence import open_persistence
 from tests.copying.conftest import Places
-from tests.copying.house import THREADS, all_rows, all_state, application, furnish, go_on, history_of
+from tests.copying.house import THREADS, all_rows, all_state, all_writes, application, furnish, go_on, history_of
 
 SERVERS = {"sqlite": [], "postgres": [pytest.mark.postgres], "mongodb": [pytest.mark.mongodb]}
 PAIRS = [
@@ -41,6 +41,7 @@ async def test_everything_arrives_and_every_thread_goes_on(
         async with open_persistence(source) as here, open_persistence(target) as there:
             assert await all_state(here) == state
             assert await all_state(there) == state
+            assert await all_writes(there) == await all_writes(here)
             for thread_id in THREADS:
                 assert await history_of(thread_id, there) == history[thread_id]
                 assert await go_on(thread_id, there) == await go_on(thread_id, here), thread_id

@@ -127,7 +127,11 @@ class SqliteDatabaseSaver(AsyncSqliteSaver):
                 (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, value)
             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
         """
-        await self.database.write(lambda connection: connection.executemany(statement, values))
+
+        def restore(connection: sqlite3.Connection) -> None:
+            connection.executemany(statement, values).close()  # a cursor must not leave this thread
+
+        await self.database.write(restore)
 
 
 class StampedSqliteSaver(RunStampMixin, SqliteDatabaseSaver):
