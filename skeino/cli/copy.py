@@ -124,7 +124,8 @@ def _progress() -> Iterator[OnProgress | None]:
 
 def _print_report(report: CopyReport, *, as_json: bool, dry_run: bool) -> None:
     if as_json:
-        print(json.dumps({**report.as_json(), "dry_run": dry_run}, ensure_ascii=False))
+        told = {"dry_run": dry_run, **report.as_json()}
+        print(json.dumps({**told, "verified": None} if dry_run else told, ensure_ascii=False))
         return
     console = Console(soft_wrap=True)
     console.print(_table(report, dry_run=dry_run))

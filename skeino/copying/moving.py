@@ -13,10 +13,15 @@ from typing import Any, Final, TypeVar
 
 from skeino.copying.report import CopyReport, OnProgress
 from skeino.copying.rows import compare_rows, copy_rows
-from skeino.copying.state import copy_state, count_state, side_of
+from skeino.copying.state import copy_state, count_state, opaque
 from skeino.errors import ConfigurationError
 from skeino.persistence.opening import open_persistence
-from skeino.persistence.registry import checkpointer_builder, metadata_store_builder, normalised_scheme
+from skeino.persistence.registry import (
+    checkpointer_builder,
+    is_built_in,
+    metadata_store_builder,
+    normalised_scheme,
+)
 from skeino.settings import SkeinoSettings
 
 T = TypeVar("T")
@@ -74,25 +79,27 @@ async def survey(source: SkeinoSettings, *, on_progress: OnProgress | None = Non
 async def _copy(
     source: SkeinoSettings, target: SkeinoSettings, concurrency: int, on_progress: OnProgress
 ) -> CopyReport:
-    report = CopyReport()
-    async with open_persistence(_opened(source, concurrency, setup_schema=False)) as opened:
-        here = side_of(opened)
-        async with open_persistence(_opened(target, concurrency)) as opened_target:
-            there = side_of(opened_target)
+    async with (
+        open_persistence(_opened(source, concurrency, setup_schema=False)) as opened_source,
+        open_persistence(_opened(target, concurrency)) as opened_target,
+    ):
+        with opaque(opened_source) as here, opaque(opened_target) as there:
             if await here.inventory.aidentity() == await there.inventory.aidentity():
                 raise ConfigurationError("Source and target are the same database: name another target.")
-            await copy_rows(opened.metadata_store, opened_target.metadata_store, report, on_progress)
+            report = CopyReport()
+            await copy_rows(here.store, there.store, report, on_progress)
             await copy_state(here, there, report, concurrency=concurrency, on_progress=on_progress)
-            await compare_rows(opened.metadata_store, opened_target.metadata_store, report, on_progress)
-    return report
+            await compare_rows(here.store, there.store, report, on_progress)
+            return report
 
 
 async def _count(source: SkeinoSettings, on_progress: OnProgress) -> CopyReport:
-    report = CopyReport()
     async with open_persistence(_opened(source, 1, setup_schema=False)) as opened:
-        await copy_rows(opened.metadata_store, None, report, on_progress)
-        await count_state(side_of(opened), report, on_progress=on_progress)
-    return report
+        with opaque(opened) as here:
+            report = CopyReport()
+            await copy_rows(here.store, None, report, on_progress)
+            await count_state(here, report, on_progress=on_progress)
+            return report
 
 
 def _check(settings: SkeinoSettings, which: str) -> None:
@@ -112,7 +119,7 @@ def _check(settings: SkeinoSettings, which: str) -> None:
 def _opened(settings: SkeinoSettings, concurrency: int, **options: Any) -> SkeinoSettings:
     """The settings with what copying wants of a built-in scheme; what they say themselves wins, but for the set-up."""
     scheme = normalised_scheme(settings.checkpointer_scheme)
-    if scheme not in ("sqlite", "postgres", "mongodb"):
+    if not is_built_in(scheme):
         return settings
     wanted: dict[str, Any] = {"operation_timeout": _OPERATION_TIMEOUT}
     if scheme != "sqlite":

@@ -19,17 +19,25 @@ PAGE: Final = 200
 async def copy_rows(
     source: MetadataStoreProtocol, target: MetadataStoreProtocol | None, report: CopyReport, on_progress: OnProgress
 ) -> None:
-    """Put the source's threads back at the target, then its runs; without a target, count them."""
+    """Put the source's threads back at the target, then its runs; without a target, count them.
+
+    The runs of a thread whose id is another thread's at the target stay behind.
+    """
+    others: set[str] = set()
     async for threads in pages_of(source.search_threads):
         report.threads.found += len(threads)
         if target is not None:
-            report.threads.copied += await _restored(target.restore_threads, threads, report)
+            new = await _restored(target.restore_threads, threads, report)
+            report.threads.copied += new
+            if new < len(threads):
+                others |= await _other_threads(threads, target)
         on_progress(CopyProgress("threads", report.threads.found, None))
     async for runs in pages_of(source.search_runs):
         report.runs.found += len(runs)
         report.active_runs += sum(run["status"] in ACTIVE_STATUSES for run in runs)
         if target is not None:
-            report.runs.copied += await _restored(target.restore_runs, runs, report)
+            moving = [run for run in runs if run["thread_id"] not in others]
+            report.runs.copied += await _restored(target.restore_runs, moving, report)
         on_progress(CopyProgress("runs", report.runs.found, None))
 
 
@@ -68,6 +76,16 @@ async def pages_of(search: Callable[..., Awaitable[list[RowT]]]) -> AsyncIterato
 def is_same_thread(one: ThreadRow, other: ThreadRow) -> bool:
     """Whether two rows are of one thread, which may have changed since, rather than of two with the same id."""
     return (one["owner"], one["created_at"]) == (other["owner"], other["created_at"])
+
+
+async def _other_threads(rows: Sequence[ThreadRow], target: MetadataStoreProtocol) -> set[str]:
+    there = await target.search_threads(ids=[row["thread_id"] for row in rows], limit=PAGE)
+    copies = {row["thread_id"]: row for row in there}
+    return {
+        row["thread_id"]
+        for row in rows
+        if row["thread_id"] in copies and not is_same_thread(row, copies[row["thread_id"]])
+    }
 
 
 async def _restored(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from skeino.copying.versions import counts_in_texts, with_versions
 from skeino.errors import InvalidInputError, SkeinoError, StoreUnavailableError
 from skeino.persistence.inventory import StateInventory
 from skeino.persistence.opening import Persistence
+from skeino.persistence.protocol import MetadataStoreProtocol
 
 PAGE: Final = 200
 
@@ -28,14 +30,18 @@ class Side:
 
     saver: BaseCheckpointSaver[Any]
     inventory: StateInventory
-    persistence: Persistence
+    store: MetadataStoreProtocol
 
 
-def side_of(persistence: Persistence) -> Side:
-    """The side, from now on with a serializer that reads no value."""
+@contextmanager
+def opaque(persistence: Persistence) -> Iterator[Side]:
+    """The side, with a serializer that reads no value until the block ends."""
     saver = persistence.checkpointer
-    saver.serde = OpaqueSerializer()
-    return Side(saver, inventory_of(saver), persistence)
+    readable, saver.serde = saver.serde, OpaqueSerializer()
+    try:
+        yield Side(saver, inventory_of(saver), persistence.metadata_store)
+    finally:
+        saver.serde = readable
 
 
 async def copy_state(
@@ -126,10 +132,10 @@ async def _copy_checkpoint(
 
 async def _refuse_another_thread(source: Side, target: Side, thread_id: str) -> None:
     """Two threads with one id must not be mixed, whoever they belong to."""
-    there = await target.persistence.metadata_store.get_thread(thread_id)
+    there = await target.store.get_thread(thread_id)
     if there is None:
         return
-    here = await source.persistence.metadata_store.get_thread(thread_id)
+    here = await source.store.get_thread(thread_id)
     if here is None or not is_same_thread(here, there):
         raise InvalidInputError("the target has another thread of that id.")
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import operator
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from types import ModuleType
 from typing import Annotated, Any, TypedDict, cast
 
+import psycopg
 from langgraph.channels import DeltaChannel
 from langgraph.graph import END, START, StateGraph
 from langgraph.types import Command
+from psycopg import sql
+from pymongo import MongoClient
 
 from skeino import SkeinoSettings
 from skeino.persistence import MetadataStoreProtocol, Persistence, RunRow, open_persistence
@@ -199,6 +203,25 @@ async def _runs_of_all_statuses(store: MetadataStoreProtocol) -> None:
             row(5, status="running", finished_at=None),
         ]
     )
+
+
+def dump(settings: SkeinoSettings) -> object:
+    """All that the database holds, past skeino and LangGraph."""
+    uri = settings.checkpointer_uri or ""
+    if settings.checkpointer_scheme == "sqlite":
+        with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as file:
+            return [*file.iterdump()]
+    if settings.checkpointer_scheme == "mongodb":
+        with MongoClient[dict[str, Any]](uri) as client:
+            database = client.get_default_database()
+            names = sorted(database.list_collection_names())
+            return {name: ([*database[name].find()], database[name].index_information()) for name in names}
+    with psycopg.connect(uri) as connection:
+        tables = connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1").fetchall()
+        return {
+            table: sorted(connection.execute(sql.SQL("SELECT t::text FROM {} t").format(sql.Identifier(table))))
+            for (table,) in tables
+        }
 
 
 async def all_rows(settings: SkeinoSettings) -> list[Any]:

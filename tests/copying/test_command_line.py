@@ -97,7 +97,7 @@ async def test_a_dry_run_only_counts(house: SkeinoSettings, place: Places, tmp_p
 
     assert (people.returncode, programs.returncode) == (0, 0)
     counted = json.loads(programs.stdout)
-    assert counted["dry_run"] is True
+    assert (counted["dry_run"], counted["verified"]) == (True, None)
     assert counted["checkpoints"]["copied"] == 0 < counted["checkpoints"]["found"]
     assert str(counted["checkpoints"]["found"]) in people.stdout
     assert [name for name in sorted(os.listdir(tmp_path)) if name not in before] == []

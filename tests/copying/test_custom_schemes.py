@@ -27,12 +27,10 @@ def mydb(monkeypatch: pytest.MonkeyPatch) -> SkeinoSettings:
     monkeypatch.setattr(registry, "_checkpointers", dict(registry._checkpointers))
     monkeypatch.setattr(registry, "_metadata_stores", dict(registry._metadata_stores))
     saver, store = InMemorySaver(), InMemoryMetadataStore()
-    readable = saver.serde
 
     @register_checkpointer("mydb")
     @asynccontextmanager
     async def open_mydb(spec: CheckpointerSpec) -> AsyncIterator[InMemorySaver]:
-        saver.serde = readable  # a new opening of a real one has a new saver
         yield saver
 
     @register_metadata_store("mydb")

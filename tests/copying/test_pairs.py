@@ -5,7 +5,7 @@ import pytest
 from skeino.copying import copy_persistence
 from skeino.persistence import open_persistence
 from tests.copying.conftest import Places
-from tests.copying.house import THREADS, all_rows, all_state, all_writes, application, furnish, go_on, history_of
+from tests.copying.house import THREADS, all_rows, all_state, all_writes, application, dump, furnish, go_on, history_of
 
 SERVERS = {"sqlite": [], "postgres": [pytest.mark.postgres], "mongodb": [pytest.mark.mongodb]}
 PAIRS = [
@@ -26,6 +26,7 @@ async def test_everything_arrives_and_every_thread_goes_on(
         async with open_persistence(source) as opened:
             state = await all_state(opened)
             history = {thread_id: await history_of(thread_id, opened) for thread_id in THREADS}
+    before = dump(source)
 
     report = await copy_persistence(source, target)  # where the application's classes are not known
 
@@ -36,6 +37,7 @@ async def test_everything_arrives_and_every_thread_goes_on(
     assert report.threads_with_state == len(THREADS)
     assert report.checkpoints.found == report.checkpoints.copied == len(state)
     assert report.pending_writes.found == report.pending_writes.copied > 0
+    assert dump(source) == before
     assert await all_rows(source) == rows == await all_rows(target)
     with application():
         async with open_persistence(source) as here, open_persistence(target) as there:

@@ -119,14 +119,17 @@ class MongoDatabaseSaver(MongoDBSaver):
         return f"{process}/{self.database.checkpoints_name}/{self.database.metadata.name}"
 
     async def athread_ids(self, *, after: str = "", limit: int = 1000) -> Sequence[str]:
-        pipeline: list[dict[str, Any]] = [
-            {"$match": {"thread_id": {"$gt": after}}},
-            {"$group": {"_id": "$thread_id"}},
-            {"$sort": {"_id": 1}},
-            {"$limit": limit},
-        ]
-        found = await self._in_thread(lambda: [*self.checkpoint_collection.aggregate(pipeline, allowDiskUse=True)])
-        return [one["_id"] for one in found]
+        def names() -> Iterator[str]:
+            last = after  # from one to the next by the index: to group them all takes as long as there are checkpoints
+            for _ in range(limit):
+                beyond = {"thread_id": {"$gt": last}}
+                found = self.checkpoint_collection.find_one(beyond, {"thread_id": 1}, sort=[("thread_id", ASCENDING)])
+                if found is None:
+                    return
+                last = found["thread_id"]
+                yield last
+
+        return await self._in_thread(lambda: [*names()])
 
     async def ainventory(self, thread_id: str) -> dict[tuple[str, str], int]:
         fields = {"checkpoint_ns": 1, "checkpoint_id": 1, "_id": 0}
