@@ -9,12 +9,13 @@ BIN    := $(VENV)/bin
 SOURCE := $(wildcard skeino skeino_asgi tests examples benchmarks)
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check clean
+.PHONY: help demo test check conformance clean
 
 help:
 	@echo "make demo    serve the demonstration application (DEMO_ARGS=...)"
 	@echo "make test    run the tests (TEST_ARGS=...)"
 	@echo "make check   ruff and mypy over code, tests and examples"
+	@echo "make conformance   run LangGraph's test-suite on every saver and write docs/conformance.md"
 	@echo "make clean   remove .venv, caches and build products"
 	@echo "Another interpreter: make test PYTHON=python3.12"
 
@@ -28,6 +29,9 @@ check: $(VENV)/.test-installed
 	$(BIN)/ruff check $(SOURCE)
 	$(BIN)/ruff format --check $(SOURCE)
 	$(BIN)/mypy $(SOURCE)
+
+conformance: $(VENV)/.test-installed
+	@$(BIN)/python -m tests.savers.conformance_table
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov build dist

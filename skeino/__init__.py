@@ -5,6 +5,7 @@ from __future__ import annotations
 from skeino import _distribution as _distribution  # first: it refuses what would fail strangely
 from skeino.errors import (
     ConfigurationError,
+    DeltaChannelError,
     InvalidInputError,
     MissingDriverError,
     ResumeTrapWarning,
@@ -24,6 +25,7 @@ from skeino.settings import SkeinoSettings
 
 __all__ = [
     "ConfigurationError",
+    "DeltaChannelError",
     "InvalidInputError",
     "MissingDriverError",
     "ResumeTrapWarning",

@@ -78,6 +78,10 @@ class ThreadBusyError(StoreError):
     """The thread has an active run, so it cannot be deleted without `force=True`."""
 
 
+class DeltaChannelError(StoreError, NotImplementedError):
+    """A thread's delta channels are rebuilt from checkpoints that would have been deleted; nothing was."""
+
+
 class ResumeTrapWarning(UserWarning):
     """The caller put the current run's id into a graph's own config.
 

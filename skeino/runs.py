@@ -206,13 +206,22 @@ class Run:
         Raises:
             ThreadNotFoundError: it belongs to another owner.
         """
-        if self._guarded and thread_id not in self._attached and thread_id not in self._allowed:
-            row = await self._store.get_thread(thread_id) if self._store is not None else None
-            if row is not None:
-                if row["owner"] != self.owner:
-                    raise ThreadNotFoundError(f"There is no thread {thread_id!r}.")
-                self._allowed.add(thread_id)  # a thread that is not there yet may become somebody's
+        await self.check_owner(thread_id)
         self._learn(thread_id)
+
+    async def check_owner(self, thread_id: str) -> None:
+        """`allow_read` for a thread that the run deals with beside its own.
+
+        Raises:
+            ThreadNotFoundError: it belongs to another owner.
+        """
+        if not self._must_check(thread_id):
+            return
+        row = await self._store.get_thread(thread_id) if self._store is not None else None
+        if row is not None:
+            if row["owner"] != self.owner:
+                raise ThreadNotFoundError(f"There is no thread {thread_id!r}.")
+            self._allowed.add(thread_id)  # a thread that is not there yet may become somebody's
 
     def forget_thread(self, thread_id: str) -> None:
         """The thread was deleted: writing to it again makes it anew, and ending does not bring it back."""
@@ -230,10 +239,16 @@ class Run:
 
     def allow_read_blocking(self, thread_id: str) -> None:
         """`allow_read` for a saver's synchronous methods."""
-        if not self._guarded or thread_id in self._attached or thread_id in self._allowed:
-            self._learn(thread_id)
-        else:
-            self._wait(self.allow_read(thread_id))
+        self.check_owner_blocking(thread_id)
+        self._learn(thread_id)
+
+    def check_owner_blocking(self, thread_id: str) -> None:
+        """`check_owner` for a saver's synchronous methods."""
+        if self._must_check(thread_id):
+            self._wait(self.check_owner(thread_id))
+
+    def _must_check(self, thread_id: str) -> bool:
+        return self._guarded and thread_id not in self._attached and thread_id not in self._allowed
 
     def _wait(self, coroutine: Coroutine[Any, Any, None]) -> bool:
         """Run the coroutine from a worker thread; True when that cannot be, and the row is settled at the end.

@@ -320,32 +320,45 @@ def _forget(thread_id: str) -> None:
 
 
 def _guarded(operation: Callable[..., Any]) -> Callable[..., Any]:
-    """The operation, its threads checked first. Which threads a run wrote to cannot be checked: it is refused."""
+    """The operation, its threads checked first: those it reads or deletes, and the one it writes to.
 
-    def threads_of(arguments: tuple[Any, ...], named: dict[str, Any]) -> list[str]:
-        values = [*arguments, *(value for name, value in named.items() if name != "strategy")]
+    Which threads a run wrote to cannot be checked: where threads have owners, a deletion by run is refused.
+    """
+    parameters = inspect.signature(operation)
+
+    def threads_of(guard: Run, call: Mapping[str, Any]) -> tuple[list[str], list[str]]:
         if "delete_for_runs" in operation.__name__:
-            raise InvalidInputError("Where threads have owners, a request may not delete by run: delete the thread.")
-        return [one for value in values for one in ([value] if isinstance(value, str) else value)]
+            if guard.guarded:
+                raise InvalidInputError(
+                    "Where threads have owners, a request may not delete by run: delete the thread."
+                )
+            return [], []
+        if "copy_thread" in operation.__name__:
+            return [call["source_thread_id"]], [call["target_thread_id"]]
+        return ([] if isinstance(call["thread_ids"], str) else [*call["thread_ids"]]), []
 
     if inspect.iscoroutinefunction(operation):
 
         @functools.wraps(operation)
         async def checked(self: Any, *arguments: Any, **named: Any) -> Any:
-            guard = current_run() or guard_var.get()
-            if guard is not None and guard.guarded:
-                for thread_id in threads_of(arguments, named):
-                    await guard.allow_read(validate_thread_id(thread_id))
+            if (guard := current_run() or guard_var.get()) is not None:
+                read, written = threads_of(guard, parameters.bind(self, *arguments, **named).arguments)
+                for thread_id in read:
+                    await guard.check_owner(validate_thread_id(thread_id))
+                for thread_id in written:
+                    await _allow_write(current_run(), validate_thread_id(thread_id))
             return await operation(self, *arguments, **named)
 
     else:
 
         @functools.wraps(operation)
         def checked(self: Any, *arguments: Any, **named: Any) -> Any:
-            guard = current_run() or guard_var.get()
-            if guard is not None and guard.guarded:
-                for thread_id in threads_of(arguments, named):
-                    guard.allow_read_blocking(validate_thread_id(thread_id))
+            if (guard := current_run() or guard_var.get()) is not None:
+                read, written = threads_of(guard, parameters.bind(self, *arguments, **named).arguments)
+                for thread_id in read:
+                    guard.check_owner_blocking(validate_thread_id(thread_id))
+                for thread_id in written:
+                    _allow_write_blocking(current_run(), validate_thread_id(thread_id))
             return operation(self, *arguments, **named)
 
     return checked

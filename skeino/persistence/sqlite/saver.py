@@ -11,6 +11,7 @@ from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
 from skeino.persistence.inventory import StoredWrite
+from skeino.persistence.sqlite import history
 from skeino.persistence.sqlite.database import SqliteDatabase
 from skeino.persistence.stamping import RunStampMixin
 
@@ -80,6 +81,19 @@ class SqliteDatabaseSaver(AsyncSqliteSaver):
     ) -> Mapping[str, DeltaChannelHistory]:
         async with self.database.reading():
             return await super().aget_delta_channel_history(config=config, channels=channels)
+
+    # ── What the stock saver lacks ───────────────────────────────────────────────────────────────────────
+
+    async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
+        await self.database.write(lambda connection: history.delete_for_runs(connection, run_ids))
+
+    async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        await self.database.write(
+            lambda connection: history.copy_thread(connection, source_thread_id, target_thread_id)
+        )
+
+    async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        await self.database.write(lambda connection: history.prune(connection, thread_ids, strategy))
 
     def _within(self, connection: sqlite3.Connection) -> _SaverInTransaction:
         return _SaverInTransaction(connection, serde=self.serde)

@@ -1,15 +1,12 @@
-"""The scheme `memory`: LangGraph's `InMemorySaver`, and a metadata store in dictionaries."""
+"""`InMemoryMetadataStore`: threads and runs in dictionaries."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar, Unpack, cast
-
-from langgraph.checkpoint.memory import InMemorySaver
 
 from skeino.errors import (
     ConfigurationError,
@@ -31,7 +28,6 @@ from skeino.persistence.queries import (
     run_query,
     thread_query,
 )
-from skeino.persistence.registry import CheckpointerSpec
 from skeino.persistence.restoring import owners_of_threads, restored_runs, restored_threads
 from skeino.persistence.rows import (
     ACTIVE_STATUSES,
@@ -44,7 +40,6 @@ from skeino.persistence.rows import (
     ThreadRow,
     ThreadTTL,
 )
-from skeino.persistence.stamping import RunStampMixin
 from skeino.validation import (
     Scalar,
     validate_id,
@@ -57,23 +52,6 @@ from skeino.validation import (
 RowT = TypeVar("RowT", ThreadRow, RunRow)
 
 MAX_RUNS = 10_000
-
-
-class StampedInMemorySaver(RunStampMixin, InMemorySaver):
-    """`InMemorySaver`, stamped."""
-
-
-@asynccontextmanager
-async def open_saver(spec: CheckpointerSpec) -> AsyncIterator[StampedInMemorySaver]:
-    """The checkpointer of scheme `memory`."""
-    spec.checked_options(max_runs=(int, MAX_RUNS))
-    yield StampedInMemorySaver()
-
-
-@asynccontextmanager
-async def open_store(spec: CheckpointerSpec) -> AsyncIterator[InMemoryMetadataStore]:
-    """The metadata store of scheme `memory`; option `max_runs`."""
-    yield InMemoryMetadataStore(**spec.checked_options(max_runs=(int, MAX_RUNS)))
 
 
 class InMemoryMetadataStore:

@@ -1,0 +1,131 @@
+"""Parts of threads' histories in LangGraph's PostgreSQL tables: deleted by run, and copied.
+
+Pruning is the stock saver's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+from skeino.errors import ThreadExistsError
+from skeino.persistence.postgres.connections import Connection
+from skeino.persistence.pruning import CheckpointOutline, of_runs, target_exists
+
+_THREADS_OF_RUNS: Final = """
+SELECT DISTINCT thread_id FROM checkpoints WHERE metadata ->> 'run_id' = ANY(%(run_ids)s)
+"""
+
+_OUTLINES: Final = """
+SELECT thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, metadata FROM checkpoints
+WHERE thread_id = %(thread_id)s
+"""
+
+# What the deleted checkpoints say of their channels comes back, to find the values that nobody needs any more.
+_DELETE_CHECKPOINTS: Final = """
+WITH deleted AS (
+    DELETE FROM checkpoints
+    WHERE thread_id = %(thread_id)s AND checkpoint_ns = %(namespace)s AND checkpoint_id = ANY(%(ids)s)
+    RETURNING checkpoint -> 'channel_versions' AS versions
+)
+SELECT DISTINCT v.key AS channel, v.value AS version
+FROM deleted CROSS JOIN LATERAL jsonb_each_text(deleted.versions) AS v
+"""
+
+_DELETE_WRITES: Final = """
+DELETE FROM checkpoint_writes
+WHERE thread_id = %(thread_id)s AND checkpoint_ns = %(namespace)s AND checkpoint_id = ANY(%(ids)s)
+"""
+
+_FORGET_PARENTS: Final = """
+UPDATE checkpoints SET parent_checkpoint_id = NULL
+WHERE thread_id = %(thread_id)s AND checkpoint_ns = %(namespace)s AND parent_checkpoint_id = ANY(%(ids)s)
+"""
+
+_DELETE_BLOBS: Final = """
+DELETE FROM checkpoint_blobs AS b
+USING (
+    SELECT * FROM unnest(%(channels)s::text[], %(versions)s::text[]) AS freed (channel, version)
+    EXCEPT
+    SELECT v.key, v.value
+    FROM checkpoints c CROSS JOIN LATERAL jsonb_each_text(c.checkpoint -> 'channel_versions') AS v
+    WHERE c.thread_id = %(thread_id)s AND c.checkpoint_ns = %(namespace)s
+) AS garbage
+WHERE b.thread_id = %(thread_id)s AND b.checkpoint_ns = %(namespace)s
+    AND b.channel = garbage.channel AND b.version = garbage.version
+"""
+
+_ONE_SNAPSHOT: Final = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"
+
+_HAS_CHECKPOINTS: Final = "SELECT 1 FROM checkpoints WHERE thread_id = %(target)s LIMIT 1"
+
+_COPY: Final = (
+    """
+    INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
+    SELECT %(target)s, checkpoint_ns, channel, version, type, blob
+    FROM checkpoint_blobs WHERE thread_id = %(source)s
+    """,
+    """
+    INSERT INTO checkpoints (
+        thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, checkpoint, metadata
+    )
+    SELECT %(target)s, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, checkpoint, metadata
+    FROM checkpoints WHERE thread_id = %(source)s
+    """,
+    """
+    INSERT INTO checkpoint_writes (
+        thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob
+    )
+    SELECT %(target)s, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, blob
+    FROM checkpoint_writes WHERE thread_id = %(source)s
+    """,
+)
+
+
+async def delete_for_runs(connection: Connection, run_ids: list[str]) -> None:
+    """Delete what these runs wrote, in all threads. Reads the metadata of all checkpoints: there is no index.
+
+    Raises:
+        DeltaChannelError: what stays could not be rebuilt.
+    """
+    async with connection.transaction():
+        found = await connection.execute(_THREADS_OF_RUNS, {"run_ids": run_ids})
+        for thread in await found.fetchall():
+            outlines = await connection.execute(_OUTLINES, thread)
+            gone = of_runs((_outline(row) for row in await outlines.fetchall()), run_ids)
+            await _delete(connection, thread["thread_id"], gone)
+
+
+async def copy_thread(connection: Connection, source: str, target: str) -> None:
+    """Copy all checkpoints, writes and channels' values of a thread; of one that is not there, none.
+
+    Raises:
+        ThreadExistsError: the target has checkpoints already.
+    """
+    values = {"source": source, "target": target}
+    async with connection.transaction():
+        await connection.execute(_ONE_SNAPSHOT)
+        found = await connection.execute(_HAS_CHECKPOINTS, values)
+        if await found.fetchone() is not None:
+            raise ThreadExistsError(target_exists(target))
+        for statement in _COPY:
+            await connection.execute(statement, values)
+
+
+async def _delete(connection: Connection, thread_id: str, gone: Iterable[CheckpointOutline]) -> None:
+    deleted: dict[str, list[str]] = {}
+    for one in gone:
+        deleted.setdefault(one.namespace, []).append(one.checkpoint_id)
+    for namespace, ids in sorted(deleted.items()):
+        values: dict[str, Any] = {"thread_id": thread_id, "namespace": namespace, "ids": ids}
+        freed = await (await connection.execute(_DELETE_CHECKPOINTS, values)).fetchall()
+        values |= {"channels": [row["channel"] for row in freed], "versions": [row["version"] for row in freed]}
+        for statement in (_DELETE_WRITES, _FORGET_PARENTS, _DELETE_BLOBS):
+            await connection.execute(statement, values)
+
+
+def _outline(row: dict[str, Any]) -> CheckpointOutline:
+    return CheckpointOutline(*(row[name] for name in _OUTLINE_COLUMNS))
+
+
+_OUTLINE_COLUMNS: Final = ("thread_id", "checkpoint_ns", "checkpoint_id", "parent_checkpoint_id", "metadata")
