@@ -22,6 +22,8 @@ from skeino.persistence.opening import Persistence
 from skeino.persistence.protocol import MetadataStoreProtocol
 
 PAGE: Final = 200
+_REFUSALS: Final = (SkeinoError, TypeError, ValueError, LookupError, NotImplementedError)
+"""What a saver may say to one thread's state; other threads are copied all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +61,8 @@ async def copy_state(
                 await _copy_thread(source, target, thread_id, report)
             except StoreUnavailableError:
                 raise
-            except (SkeinoError, TypeError, ValueError, LookupError, NotImplementedError) as exc:
-                report.differ(f"The state of thread {thread_id!r} was not copied completely: {_reason(exc)}")
+            except _REFUSALS as exc:
+                report.differ(f"The state of thread {thread_id!r} was not copied: {_reason(exc)}")
         report.threads_with_state += 1
         on_progress(CopyProgress("state", report.threads_with_state, max(total, report.threads_with_state)))
 
@@ -91,6 +93,7 @@ async def _copy_thread(source: Side, target: Side, thread_id: str, report: CopyR
     report.pending_writes.found += sum(here.values())
     await _refuse_another_thread(source, target, thread_id)
     there = await target.inventory.ainventory(thread_id)
+    reasons: dict[str, None] = {}
     stored: set[tuple[str, str, Any]] = set()  # namespace, channel, version: PostgreSQL has each value once
     for namespace, checkpoint_id in sorted(here, key=lambda place: place[1]):  # parents first, for ids grow with time
         place = namespace, checkpoint_id
@@ -101,8 +104,16 @@ async def _copy_thread(source: Side, target: Side, thread_id: str, report: CopyR
                 await target.inventory.arestore_writes(thread_id, namespace, checkpoint_id, writes)
                 report.pending_writes.copied += len(writes) - there.get(place, 0)
         if place not in there:
-            await _copy_checkpoint(source, target, config_of(thread_id, namespace, checkpoint_id), stored)
-            report.checkpoints.copied += 1
+            try:
+                await _copy_checkpoint(source, target, config_of(thread_id, namespace, checkpoint_id), stored)
+            except StoreUnavailableError:
+                raise
+            except _REFUSALS as exc:  # the others follow: the latest is what a thread goes on from
+                reasons.setdefault(_reason(exc))
+            else:
+                report.checkpoints.copied += 1
+    for reason in reasons:
+        report.differ(f"The state of thread {thread_id!r} was not copied completely: {reason}")
     _compare(thread_id, here, await target.inventory.ainventory(thread_id), report)
 
 

@@ -110,17 +110,17 @@ async def test_a_thread_whose_id_skeino_does_not_take_is_reported_and_holds_up_n
 
     assert (report.checkpoints.found, report.checkpoints.copied) == (6, 3)
     assert len(report.differences) == 1
-    assert report.differences[0].startswith("The state of thread 'None' was not copied completely: thread_id is 'None'")
+    assert report.differences[0].startswith("The state of thread 'None' was not copied: thread_id is 'None'")
 
 
-async def test_a_checkpoint_in_a_format_that_only_its_application_reads_is_reported(place: Places) -> None:
+async def test_a_checkpoint_that_only_its_application_reads_is_reported_and_the_others_follow(place: Places) -> None:
     source, target = place("sqlite"), place("sqlite")
     await talk(source, "t1", "hello")
     await talk(source, "t2", "hello")
     async with open_persistence(source) as here:
         await here.checkpointer.database.write(  # type: ignore[attr-defined]
             lambda connection: connection.execute(
-                "UPDATE checkpoints SET type = 'pickle' WHERE thread_id = 't1'"
+                "UPDATE checkpoints SET type = 'pickle' WHERE thread_id = 't1' AND parent_checkpoint_id IS NULL"
             ).close()
         )
 
@@ -128,9 +128,13 @@ async def test_a_checkpoint_in_a_format_that_only_its_application_reads_is_repor
 
     assert report.differences == [
         "The state of thread 't1' was not copied completely: A checkpoint is stored in the format 'pickle', which only "
-        "its application can read."
+        "its application can read.",
+        "The state of thread 't1' lacks 1 of 3 checkpoints at the target.",
     ]
-    assert report.threads_with_state == 2
+    assert (report.threads_with_state, report.checkpoints.copied) == (2, 5)
+    async with open_persistence(target) as there:
+        state = await plain(there.checkpointer).ainvoke(said("again"), config_of("t1"))
+    assert len(state["messages"]) == 4
 
 
 @pytest.mark.parametrize("scheme", ["sqlite", pytest.param("mongodb", marks=pytest.mark.mongodb)])
