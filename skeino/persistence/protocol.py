@@ -11,7 +11,7 @@ All implementations pass the same test-suite, so what is said here holds on each
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, Protocol, TypedDict, Unpack, runtime_checkable
 
@@ -237,5 +237,38 @@ class MetadataStoreProtocol(Protocol):
         Raises:
             ThreadNotFoundError: there is no such thread.
             ThreadBusyError: it has an active run, and `force` is False. Nothing was deleted.
+        """
+        ...
+
+    # ── Rows put back as they were ───────────────────────────────────────────────────────────────────────
+
+    async def restore_threads(self, rows: Sequence[ThreadRow]) -> int:
+        """Write thread rows exactly as they are, times included, in one transaction; for copies and backups.
+
+        A row whose id is there already stays as it is. `busy` is derived and never stored, so a row that reads
+        `busy` is written as `idle`: its active runs, once restored, make it busy again.
+
+        Args:
+            rows: complete rows, at most 1000.
+
+        Returns:
+            How many were new.
+        """
+        ...
+
+    async def restore_runs(self, rows: Sequence[RunRow]) -> int:
+        """Write run rows exactly as they are, active ones included, in one transaction; for copies and backups.
+
+        A row whose id is there already stays as it is.
+
+        Args:
+            rows: complete rows, at most 1000.
+
+        Returns:
+            How many were new.
+
+        Raises:
+            ThreadNotFoundError: the thread of one of them is missing, or has another owner than the run.
+                Nothing was written.
         """
         ...

@@ -198,6 +198,11 @@ def metadata_store_builder(scheme: str) -> MetadataStoreBuilder | None:
     return None
 
 
+def is_built_in(scheme: str) -> bool:
+    """Whether a normalised scheme is skeino's own, and has not been replaced."""
+    return scheme in _BUILT_IN and scheme not in _checkpointers
+
+
 def entered(builder: Callable[[CheckpointerSpec], Any], spec: CheckpointerSpec) -> AbstractAsyncContextManager[Any]:
     """The context manager that a builder makes of the spec.
 

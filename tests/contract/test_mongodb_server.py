@@ -389,6 +389,18 @@ async def alone(standalone_mongodb_server: LocalMongoServer) -> AsyncIterator[Me
     standalone_mongodb_server.drop_database(uri)
 
 
+async def test_rows_are_put_back_without_transactions(alone: MetadataStoreProtocol) -> None:
+    run_id = await finished(alone, "t", start={"owner": "ann"})
+    row, of_it = await the_run(alone, run_id), await the_thread(alone, "t")
+    await alone.delete_thread("t")
+
+    with pytest.raises(ThreadNotFoundError):
+        await alone.restore_runs([row])
+    assert (await alone.restore_threads([of_it]), await alone.restore_threads([of_it])) == (1, 0)
+    assert (await alone.restore_runs([row]), await alone.restore_runs([row])) == (1, 0)
+    assert (await the_run(alone, run_id), await the_thread(alone, "t")) == (row, of_it)
+
+
 async def test_runs_live_without_transactions(alone: MetadataStoreProtocol) -> None:
     run_id = await started(alone, "t", owner="ann", created_at=T0)
     await started(alone, "t", run_id=run_id, owner="ann")

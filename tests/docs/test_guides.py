@@ -1,6 +1,7 @@
 """The pages under docs/: their code runs, and does what the page says."""
 
 import gc
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,10 @@ import psycopg
 import psycopg.conninfo
 import pytest
 from starlette.applications import Starlette
+from typer.main import get_command
 
 from skeino import SchemaError, SkeinoSettings, StoreUnavailableError
+from skeino.cli import app
 from skeino.persistence import CheckpointerSpec, open_persistence
 from skeino.persistence.mongodb.connections import address_of
 from skeino.persistence.rows import RunError
@@ -69,6 +72,26 @@ async def test_runs() -> None:
     assert thread is not None
     assert (run["status"], thread["status"]) == ("interrupted", "interrupted")
     assert run["error"] == RunError(code="worker_died", type=None, message="The process ended before the run.")
+
+
+async def test_moving(capsys: pytest.CaptureFixture[str], builder: Any) -> None:
+    names = await run_python("docs/moving.md", builder=builder)
+
+    assert capsys.readouterr().out.splitlines() == [
+        "1 threads, 3 checkpoints",
+        "verified",
+        "['Hello', 'You said Hello', 'Again', 'You said Again']",
+    ]
+    async with open_persistence(names["target"]) as persistence:
+        assert await persistence.metadata_store.get_thread("t1", owner="ada") is not None
+
+
+def test_the_tables_of_moving_are_the_commands() -> None:
+    page = (ROOT / "docs/moving.md").read_text()
+    options = {option for one in get_command(app).commands["copy"].params for option in one.opts}  # type: ignore[attr-defined]
+    assert set(re.findall(r"`(--[a-z-]+)`", page)) | {"--help"} == options | {"--help"}
+    exports = "".join(block.code for block in blocks_of(ROOT / "docs/moving.md", "sh") if "export" in block.code)
+    assert re.findall(r"export (\w+)=", exports) == ["COPY_FROM", "COPY_TO"]
 
 
 async def test_postgres(

@@ -4,6 +4,7 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
+from operator import itemgetter
 from typing import Any
 
 import psycopg
@@ -54,13 +55,19 @@ async def fill(saver: Saver) -> None:
 
 async def seen(saver: Saver) -> dict[str, list[Any]]:
     """All that can be read, pending writes included, in the saver's order."""
-    return {
+    found: dict[str, list[Any]] = {
         thread_id: [
             *await checkpoints(saver, thread_id),
             *[one async for one in saver.alist(config_of(thread_id), limit=2)],
             await saver.aget_tuple(config_of(thread_id)),
         ]
         for thread_id in THREADS
+    }
+    if not isinstance(saver, MongoDBSaver):
+        return found
+    return {  # the stock saver has the tasks in the order of their ids, ours in that of the run
+        thread_id: [one._replace(pending_writes=sorted(one.pending_writes, key=itemgetter(0))) for one in tuples]
+        for thread_id, tuples in found.items()
     }
 
 

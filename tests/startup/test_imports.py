@@ -32,6 +32,12 @@ def test_importing_loads_no_driver_and_no_graph() -> None:
     assert not [name for name in loaded if name.startswith(("langgraph.graph", "langgraph.pregel"))]
 
 
+def test_the_command_line_loads_no_driver_before_it_is_told_a_scheme() -> None:
+    loaded = {name.partition(".")[0] for name in _python("import sys, skeino.cli; print(*sys.modules)").stdout.split()}
+    assert "typer" in loaded
+    assert not loaded & (DRIVERS | WEB)
+
+
 def test_importing_skeino_loads_no_web_framework() -> None:
     loaded = {name.partition(".")[0] for name in _python("import sys, skeino; print(*sys.modules)").stdout.split()}
     assert "skeino" in loaded
@@ -112,8 +118,11 @@ def test_a_driver_is_imported_in_its_own_backend_only(file: Path) -> None:
 @pytest.mark.parametrize("file", _files("skeino"), ids=str)
 def test_imports_run_one_way(file: Path) -> None:
     imported = {name for name in _imports(file) if name.startswith("skeino")}
-    in_testing = "testing" in file.parts
-    if "persistence" not in file.parts and not in_testing:
+    in_persistence = "persistence" in file.parts
+    above = {"copying", "cli", "testing"} & {*file.parts} or file.name == "__main__.py"
+    if in_persistence:
+        assert not [name for name in imported if name.startswith(("skeino.copying", "skeino.cli"))]
+    elif not above:
         top_level = {name for name in imported if name.startswith("skeino.persistence")}
         assert top_level <= {"skeino.persistence.rows"}  # types, for annotations alone
     backends = {"sqlite", "postgres", "mongodb", "redis"}

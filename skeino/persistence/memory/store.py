@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar, Unpack, cast
@@ -28,6 +28,7 @@ from skeino.persistence.queries import (
     run_query,
     thread_query,
 )
+from skeino.persistence.restoring import owners_of_threads, restored_runs, restored_threads
 from skeino.persistence.rows import (
     ACTIVE_STATUSES,
     ANY_OWNER,
@@ -202,6 +203,27 @@ class InMemoryMetadataStore:
                 self._runs[run_id]["thread_id"] = None
             else:
                 del self._runs[run_id]
+
+    # ── Rows put back as they were ───────────────────────────────────────────────────────────────────────
+
+    async def restore_threads(self, rows: Sequence[ThreadRow]) -> int:
+        new = [row for row in restored_threads(rows) if row["thread_id"] not in self._threads]
+        self._threads |= {row["thread_id"]: row for row in new}
+        return len(new)
+
+    async def restore_runs(self, rows: Sequence[RunRow]) -> int:
+        runs = restored_runs(rows)
+        for thread_id, owner in sorted(owners_of_threads(runs), key=str):
+            if thread_id not in self._threads:
+                raise ThreadNotFoundError(f"There is no thread {thread_id!r}.")
+            self._refuse_other_owner(thread_id, owner)
+        new = [run for run in runs if run["run_id"] not in self._runs]
+        for run in new:
+            self._runs[run["run_id"]] = run
+            if run["thread_id"] is not None and run["status"] in ACTIVE_STATUSES:
+                self._active.setdefault(run["thread_id"], set()).add(run["run_id"])
+        self._forget_the_oldest()
+        return len(new)
 
     # ── Helpers ──────────────────────────────────────────────────────────────────────────────────────────
 

@@ -70,7 +70,7 @@ def run_document(run: RunRow) -> Document:
         "error": error_text(run["error"]),
         "created_at": microseconds(run["created_at"]),
         "started_at": microseconds(run["started_at"]),
-        "finished_at": NOT_YET,
+        "finished_at": NOT_YET if run["finished_at"] is None else microseconds(run["finished_at"]),
     }
     del document["run_id"]
     return document

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from langgraph.checkpoint.mongodb import MongoDBSaver
+from pymongo import ASCENDING, UpdateOne
+from pymongo.collection import Collection
+from pymongo.cursor import Cursor
 
+from skeino.persistence.inventory import StoredWrite
 from skeino.persistence.mongodb.connections import MongoDatabase
 from skeino.persistence.stamping import RunStampMixin
 
@@ -14,9 +18,14 @@ if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
     from langgraph.checkpoint.base import ChannelVersions, Checkpoint, CheckpointMetadata, CheckpointTuple
 
+T = TypeVar("T")
+
 
 class MongoDatabaseSaver(MongoDBSaver):
     """`MongoDBSaver` over `MongoDatabase`.
+
+    Pending writes are read in the order in which a running graph applies them; the stock saver has them in that of an
+    index, and so replays a `DeltaChannel` to another value than the run had.
 
     The stock saver's asynchronous methods use the event loop's default threads, of which there are few and which
     everybody shares. These use the database's own, as many as it has connections.
@@ -25,6 +34,7 @@ class MongoDatabaseSaver(MongoDBSaver):
     def __init__(self, database: MongoDatabase) -> None:
         super().__init__(database.blocking_client, database.checkpoints_name)
         self.database = database
+        self.writes_collection = _WritesInOrder(self.db, self.writes_collection.name)
 
     # ── Asynchronous: the blocking methods of this class, not those that a subclass may add a stamp to ───
 
@@ -101,6 +111,80 @@ class MongoDatabaseSaver(MongoDBSaver):
         with self.database.blocking_operation():
             super().delete_thread(thread_id)
 
+    # ── `StateInventory` ─────────────────────────────────────────────────────────────────────────────────
+
+    async def aidentity(self) -> str:
+        hello = await self._in_thread(lambda: self.database.blocking_client.admin.command("hello"))
+        process = hello.get("topologyVersion", {}).get("processId", self.database.place)
+        return f"{process}/{self.database.checkpoints_name}/{self.database.metadata.name}"
+
+    async def athread_ids(self, *, after: str = "", limit: int = 1000) -> Sequence[str]:
+        def names() -> Iterator[str]:
+            last = after  # from one to the next by the index: to group them all takes as long as there are checkpoints
+            for _ in range(limit):
+                beyond = {"thread_id": {"$gt": last}}
+                found = self.checkpoint_collection.find_one(beyond, {"thread_id": 1}, sort=[("thread_id", ASCENDING)])
+                if found is None:
+                    return
+                last = found["thread_id"]
+                yield last
+
+        return await self._in_thread(lambda: [*names()])
+
+    async def ainventory(self, thread_id: str) -> dict[tuple[str, str], int]:
+        fields = {"checkpoint_ns": 1, "checkpoint_id": 1, "_id": 0}
+        group = {"_id": {"ns": "$checkpoint_ns", "id": "$checkpoint_id"}, "writes": {"$sum": 1}}
+
+        def count() -> dict[tuple[str, str], int]:
+            of_thread = {"thread_id": thread_id}
+            counted = self.writes_collection.aggregate([{"$match": of_thread}, {"$group": group}])
+            writes = {(one["_id"]["ns"], one["_id"]["id"]): one["writes"] for one in counted}
+            found = self.checkpoint_collection.find(of_thread, fields)
+            places = [(one["checkpoint_ns"], one["checkpoint_id"]) for one in found]
+            return {place: writes.get(place, 0) for place in places}
+
+        return await self._in_thread(count)
+
+    async def awrites(self, thread_id: str, checkpoint_ns: str, checkpoint_id: str) -> Sequence[StoredWrite]:
+        place = {"thread_id": thread_id, "checkpoint_ns": checkpoint_ns, "checkpoint_id": checkpoint_id}
+        found = await self._in_thread(lambda: [*self.writes_collection.find(place)])
+        return [
+            StoredWrite(
+                one["task_id"], one.get("task_path", ""), one["idx"], one["channel"], one["type"], bytes(one["value"])
+            )
+            for one in found
+        ]
+
+    async def arestore_writes(
+        self, thread_id: str, checkpoint_ns: str, checkpoint_id: str, writes: Sequence[StoredWrite]
+    ) -> None:
+        place = {"thread_id": thread_id, "checkpoint_ns": checkpoint_ns, "checkpoint_id": checkpoint_id}
+        operations: list[Any] = [
+            UpdateOne(
+                {**place, "task_id": write.task_id, "task_path": write.task_path, "idx": write.idx},
+                {"$setOnInsert": {"channel": write.channel, "type": write.type, "value": write.data}},
+                upsert=True,
+            )
+            for write in writes
+        ]
+        if operations:
+            await self._in_thread(lambda: self.writes_collection.bulk_write(operations))
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        def bounded() -> T:
+            with self.database.blocking_operation():
+                return work()
+
+        return await self.database.in_thread(bounded)
+
 
 class StampedMongoDBSaver(RunStampMixin, MongoDatabaseSaver):
     """`MongoDatabaseSaver`, stamped."""
+
+
+class _WritesInOrder(Collection[dict[str, Any]]):
+    """The collection of pending writes, found in the order of `langgraph.checkpoint.base.writes_sort_key`."""
+
+    def find(self, *arguments: Any, **options: Any) -> Cursor[dict[str, Any]]:
+        options.setdefault("sort", [("task_path", ASCENDING), ("task_id", ASCENDING), ("idx", ASCENDING)])
+        return super().find(*arguments, **options)

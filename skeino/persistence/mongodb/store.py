@@ -10,12 +10,13 @@ A thread's `busy` is not stored: it is derived from the active runs, so nothing 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, Unpack
 
-from pymongo import ReturnDocument
+from pymongo import ReturnDocument, UpdateOne
 from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import DuplicateKeyError
 
 from skeino.errors import RunNotFoundError, StoreError, ThreadBusyError, ThreadExistsError, ThreadNotFoundError
@@ -48,6 +49,7 @@ from skeino.persistence.queries import (
     run_query,
     thread_query,
 )
+from skeino.persistence.restoring import owners_of_threads, restored_runs, restored_threads
 from skeino.persistence.rows import (
     ANY_OWNER,
     OwnerFilter,
@@ -67,6 +69,7 @@ from skeino.validation import (
 )
 
 Session = AsyncClientSession | None
+Collection = AsyncCollection[dict[str, Any]]
 
 _ATTEMPTS = 20
 
@@ -287,6 +290,29 @@ class MongoMetadataStore:
 
         await self._database.transact(delete)
 
+    # ── Rows put back as they were ───────────────────────────────────────────────────────────────────────
+
+    async def restore_threads(self, rows: Sequence[ThreadRow]) -> int:
+        documents = [thread_document(row) for row in restored_threads(rows)]
+        return await self._database.transact(lambda session: _insert_new(self._threads, documents, session))
+
+    async def restore_runs(self, rows: Sequence[RunRow]) -> int:
+        runs = restored_runs(rows)
+        needed = owners_of_threads(runs)
+        ids = sorted({thread_id for thread_id, _ in needed})
+        documents = [run_document(run) for run in runs]
+
+        async def restore(session: Session) -> int:
+            found = await self._threads.find({"_id": {"$in": ids}}, {"owner": 1}, session=session).to_list()
+            present = {(thread["_id"], thread["owner"]) for thread in found}
+            for thread_id, _ in needed - present:
+                raise ThreadNotFoundError(f"There is no thread {thread_id!r}.")
+            if ids:
+                await self._threads.update_many({"_id": {"$in": ids}}, {"$inc": {"claims": 1}}, session=session)
+            return await _insert_new(self._runs, documents, session)
+
+        return await self._database.transact(restore)
+
     # ── Helpers ──────────────────────────────────────────────────────────────────────────────────────────
 
     async def _read_thread(self, condition: dict[str, Any]) -> ThreadRow | None:
@@ -358,3 +384,23 @@ class MongoMetadataStore:
 
 class _StartedAlreadyError(Exception):
     """The run is there already."""
+
+
+async def _insert_new(collection: Collection, documents: Sequence[dict[str, Any]], session: Session) -> int:
+    """Insert the documents whose id is not there; returns how many.
+
+    The others are left out beforehand, for a duplicate would undo the whole transaction. Upserts and not plain
+    inserts, so that whoever comes first meanwhile wins, also where there are no transactions.
+    """
+    ids = [document["_id"] for document in documents]
+    there = {
+        found["_id"] for found in await collection.find({"_id": {"$in": ids}}, {"_id": 1}, session=session).to_list()
+    }
+    missing = [
+        UpdateOne({"_id": document["_id"]}, {"$setOnInsert": document}, upsert=True)
+        for document in documents
+        if document["_id"] not in there
+    ]
+    if not missing:
+        return 0
+    return (await collection.bulk_write(missing, session=session)).upserted_count

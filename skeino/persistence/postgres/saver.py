@@ -11,6 +11,7 @@ from psycopg import AsyncCursor
 from psycopg.rows import DictRow, dict_row
 
 from skeino.errors import DeltaChannelError, StoreError, ThreadExistsError
+from skeino.persistence.inventory import StoredWrite
 from skeino.persistence.postgres import history
 from skeino.persistence.postgres.connections import PostgresDatabase
 from skeino.persistence.pruning import checked_copy, checked_prune, checked_run_ids, target_exists
@@ -85,6 +86,62 @@ class PostgresDatabaseSaver(AsyncPostgresSaver):
                 "One of the threads has delta channels, which are rebuilt from its older checkpoints: it cannot be "
                 "pruned to the latest ones."
             ) from exc
+
+    # ── `StateInventory` ─────────────────────────────────────────────────────────────────────────────────
+
+    async def aidentity(self) -> str:
+        async with self._cursor() as cursor:
+            await cursor.execute(
+                "SELECT pg_postmaster_start_time()::text || '/' || current_database() || '/' || "
+                "'checkpoints'::regclass::oid::text AS identity"
+            )
+            row = await cursor.fetchone()
+            return str(row and row["identity"])
+
+    async def athread_ids(self, *, after: str = "", limit: int = 1000) -> Sequence[str]:
+        async with self._cursor() as cursor:
+            await cursor.execute(
+                "SELECT DISTINCT thread_id FROM checkpoints WHERE thread_id > %s ORDER BY thread_id LIMIT %s",
+                (after, limit),
+            )
+            return [row["thread_id"] for row in await cursor.fetchall()]
+
+    async def ainventory(self, thread_id: str) -> dict[tuple[str, str], int]:
+        async with self._cursor() as cursor:
+            await cursor.execute(
+                """
+                SELECT checkpoint_ns, checkpoint_id, (
+                    SELECT count(*) FROM checkpoint_writes w WHERE w.thread_id = c.thread_id
+                        AND w.checkpoint_ns = c.checkpoint_ns AND w.checkpoint_id = c.checkpoint_id
+                ) AS writes FROM checkpoints c WHERE thread_id = %s
+                """,
+                (thread_id,),
+            )
+            return {(row["checkpoint_ns"], row["checkpoint_id"]): row["writes"] for row in await cursor.fetchall()}
+
+    async def awrites(self, thread_id: str, checkpoint_ns: str, checkpoint_id: str) -> Sequence[StoredWrite]:
+        async with self._cursor() as cursor:
+            await cursor.execute(
+                """
+                SELECT task_id, task_path, idx, channel, type, blob FROM checkpoint_writes
+                WHERE thread_id = %s AND checkpoint_ns = %s AND checkpoint_id = %s
+                ORDER BY task_path COLLATE "C", task_id COLLATE "C", idx
+                """,
+                (thread_id, checkpoint_ns, checkpoint_id),
+            )
+            return [
+                StoredWrite(
+                    row["task_id"], row["task_path"], row["idx"], row["channel"], row["type"], bytes(row["blob"])
+                )
+                for row in await cursor.fetchall()
+            ]
+
+    async def arestore_writes(
+        self, thread_id: str, checkpoint_ns: str, checkpoint_id: str, writes: Sequence[StoredWrite]
+    ) -> None:
+        values = [(thread_id, checkpoint_ns, checkpoint_id, *write) for write in writes]
+        async with self._cursor(pipeline=True) as cursor:
+            await cursor.executemany(self.INSERT_CHECKPOINT_WRITES_SQL, values)
 
 
 class StampedPostgresSaver(RunStampMixin, PostgresDatabaseSaver):

@@ -18,7 +18,7 @@ ACTIVE = "status IN ('pending', 'running')"
 INSERT_THREAD = """
     INSERT INTO app_threads
         (thread_id, owner, status, metadata, config, ttl_strategy, ttl_minutes, created_at, updated_at)
-    VALUES (%(thread_id)s, %(owner)s, 'idle', %(metadata)s, %(config)s, %(ttl_strategy)s, %(ttl_minutes)s,
+    VALUES (%(thread_id)s, %(owner)s, %(status)s, %(metadata)s, %(config)s, %(ttl_strategy)s, %(ttl_minutes)s,
         %(created_at)s, %(updated_at)s)
     ON CONFLICT (thread_id) DO NOTHING
     RETURNING thread_id
@@ -28,6 +28,7 @@ START_RUN = f"""
     VALUES ({", ".join(f"%({column})s" for column in RUN_COLUMNS)})
     ON CONFLICT (run_id) DO NOTHING
 """
+LOCK_THREADS = "SELECT thread_id, owner FROM app_threads WHERE thread_id = ANY(%s) ORDER BY thread_id FOR KEY SHARE"
 START_READING_RUN = f"""
     INSERT INTO app_runs ({", ".join(RUN_COLUMNS)})
     SELECT {", ".join("NULL" if column == "thread_id" else f"%({column})s" for column in RUN_COLUMNS)}
@@ -181,6 +182,15 @@ def run_of(row: DictRow) -> RunRow:
             "finished_at": None if row["finished_at"] is None else row["finished_at"].astimezone(UTC),
         },
     )
+
+
+def run_values(run: RunRow) -> dict[str, Any]:
+    return {
+        **run,
+        "metadata": Jsonb(run["metadata"]),
+        "kwargs": Jsonb(run["kwargs"]),
+        "error": None if run["error"] is None else Jsonb(run["error"]),
+    }
 
 
 def thread_values(thread: ThreadRow) -> dict[str, Any]:

@@ -6,7 +6,7 @@ stored: it is derived from the active runs, so nothing has to be put right when 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TypeVar, Unpack
 
@@ -27,6 +27,7 @@ from skeino.persistence.postgres.statements import (
     INSERT_THREAD,
     INTERRUPT_RUNS,
     IS_BUSY,
+    LOCK_THREADS,
     RUN_FIELDS,
     SELECT_RUNS,
     SELECT_THREADS,
@@ -36,6 +37,7 @@ from skeino.persistence.postgres.statements import (
     THREAD_FIELDS,
     WAS_FINISHED_SO,
     run_of,
+    run_values,
     search_clauses,
     thread_of,
     thread_values,
@@ -53,6 +55,7 @@ from skeino.persistence.queries import (
     run_query,
     thread_query,
 )
+from skeino.persistence.restoring import owners_of_threads, restored_runs, restored_threads
 from skeino.persistence.rows import ANY_OWNER, OwnerFilter, RunError, RunFinish, RunRow, ThreadRow, ThreadTTL
 from skeino.validation import (
     validate_id,
@@ -63,6 +66,7 @@ from skeino.validation import (
 )
 
 T = TypeVar("T")
+RowT = TypeVar("RowT", ThreadRow, RunRow)
 
 _ATTEMPTS: Final = 20
 _LOST: Final = ("40P01", "23503")  # deadlock detected; foreign key violation: the thread went away meanwhile
@@ -79,7 +83,7 @@ class MetadataStore:
     async def start_run(self, run_id: str, *, worker_id: str, **start: Unpack[RunStart]) -> None:
         run = new_run(run_id, worker_id, start)
         thread_id, owner, create_thread = run["thread_id"], run["owner"], start.get("create_thread", True)
-        values = {**run, "metadata": Jsonb(run["metadata"]), "kwargs": Jsonb(run["kwargs"])}
+        values = run_values(run)
         if thread_id is None:
             await self._database.fetch(START_RUN, values)
             return
@@ -230,6 +234,36 @@ class MetadataStore:
 
         await _repeated(delete)
 
+    # ── Rows put back as they were ───────────────────────────────────────────────────────────────────────
+
+    async def restore_threads(self, rows: Sequence[ThreadRow]) -> int:
+        values = [thread_values(row) for row in _in_order(restored_threads(rows), "thread_id")]
+
+        async def restore() -> int:
+            async with self._database.connection() as connection, connection.transaction():
+                cursor = connection.cursor()
+                await cursor.executemany(INSERT_THREAD, values)
+                return cursor.rowcount
+
+        return await _repeated(restore) if values else 0
+
+    async def restore_runs(self, rows: Sequence[RunRow]) -> int:
+        runs = restored_runs(rows)
+        needed = owners_of_threads(runs)
+        values = [run_values(run) for run in _in_order(runs, "run_id")]
+
+        async def restore() -> int:
+            async with self._database.connection() as connection, connection.transaction():
+                found = await connection.execute(LOCK_THREADS, ([thread_id for thread_id, _ in needed],))
+                present = {(row["thread_id"], row["owner"]) for row in await found.fetchall()}
+                for thread_id, _ in needed - present:
+                    raise ThreadNotFoundError(f"There is no thread {thread_id!r}.")
+                cursor = connection.cursor()
+                await cursor.executemany(START_RUN, values)  # type: ignore[arg-type,unused-ignore]
+                return cursor.rowcount
+
+        return await _repeated(restore) if values else 0
+
     async def _refuse_other_owner(self, thread_id: str, owner: str | None) -> None:
         thread = await self.get_thread(thread_id)
         if thread is not None and thread["owner"] != owner:
@@ -245,3 +279,8 @@ async def _repeated(operation: Callable[[], Awaitable[T]]) -> T:
             if exc.sqlstate not in _LOST:
                 raise
     return await operation()
+
+
+def _in_order(rows: Sequence[RowT], column: str) -> list[RowT]:
+    """Two transactions that write the same rows in the same order do not wait for each other in a circle."""
+    return sorted(rows, key=lambda row: str(row[column]))  # type: ignore[literal-required]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
+from skeino.persistence.inventory import StoredWrite
 from skeino.persistence.sqlite import history
 from skeino.persistence.sqlite.database import SqliteDatabase
 from skeino.persistence.stamping import RunStampMixin
@@ -96,6 +97,55 @@ class SqliteDatabaseSaver(AsyncSqliteSaver):
 
     def _within(self, connection: sqlite3.Connection) -> _SaverInTransaction:
         return _SaverInTransaction(connection, serde=self.serde)
+
+    # ── `StateInventory` ─────────────────────────────────────────────────────────────────────────────────
+
+    async def aidentity(self) -> str:
+        file = self.database.path.stat()
+        return f"{file.st_dev}/{file.st_ino}"
+
+    async def athread_ids(self, *, after: str = "", limit: int = 1000) -> Sequence[str]:
+        rows = await self.database.read(
+            "SELECT DISTINCT thread_id FROM checkpoints WHERE thread_id > ? ORDER BY thread_id LIMIT ?", (after, limit)
+        )
+        return [row[0] for row in rows]
+
+    async def ainventory(self, thread_id: str) -> dict[tuple[str, str], int]:
+        rows = await self.database.read(
+            """
+            SELECT checkpoint_ns, checkpoint_id, (
+                SELECT count(*) FROM writes w WHERE w.thread_id = c.thread_id
+                    AND w.checkpoint_ns = c.checkpoint_ns AND w.checkpoint_id = c.checkpoint_id
+            ) FROM checkpoints c WHERE thread_id = ?
+            """,
+            (thread_id,),
+        )
+        return {(namespace, checkpoint_id): writes for namespace, checkpoint_id, writes in rows}
+
+    async def awrites(self, thread_id: str, checkpoint_ns: str, checkpoint_id: str) -> Sequence[StoredWrite]:
+        rows = await self.database.read(
+            """
+            SELECT task_id, task_path, idx, channel, type, value FROM writes
+            WHERE thread_id = ? AND checkpoint_ns = ? AND checkpoint_id = ? ORDER BY task_path, task_id, idx
+            """,
+            (thread_id, checkpoint_ns, checkpoint_id),
+        )
+        return [StoredWrite(*row) for row in rows]
+
+    async def arestore_writes(
+        self, thread_id: str, checkpoint_ns: str, checkpoint_id: str, writes: Sequence[StoredWrite]
+    ) -> None:
+        values = [(thread_id, checkpoint_ns, checkpoint_id, *write) for write in writes]
+        statement = """
+            INSERT OR IGNORE INTO writes
+                (thread_id, checkpoint_ns, checkpoint_id, task_id, task_path, idx, channel, type, value)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+        """
+
+        def restore(connection: sqlite3.Connection) -> None:
+            connection.executemany(statement, values).close()  # a cursor must not leave this thread
+
+        await self.database.write(restore)
 
 
 class StampedSqliteSaver(RunStampMixin, SqliteDatabaseSaver):

@@ -16,7 +16,7 @@ ACTIVE = "status IN ('pending', 'running')"
 INSERT_THREAD = """
     INSERT INTO app_threads
         (thread_id, owner, status, metadata, config, ttl_strategy, ttl_minutes, created_at, updated_at)
-    VALUES (:thread_id, :owner, 'idle', :metadata, :config, :ttl_strategy, :ttl_minutes, :created_at, :updated_at)
+    VALUES (:thread_id, :owner, :status, :metadata, :config, :ttl_strategy, :ttl_minutes, :created_at, :updated_at)
     ON CONFLICT (thread_id) DO NOTHING
 """
 INSERT_RUN = f"""
@@ -155,6 +155,7 @@ def thread_values(thread: ThreadRow) -> dict[str, Any]:
     return {
         "thread_id": thread["thread_id"],
         "owner": thread["owner"],
+        "status": thread["status"],
         "metadata": json_text(thread["metadata"]),
         "config": json_text(thread["config"]),
         "ttl_strategy": None if ttl is None else ttl["strategy"],

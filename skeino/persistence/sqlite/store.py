@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, Unpack
 
@@ -20,6 +20,7 @@ from skeino.persistence.queries import (
     run_query,
     thread_query,
 )
+from skeino.persistence.restoring import owners_of_threads, restored_runs, restored_threads
 from skeino.persistence.rows import ANY_OWNER, OwnerFilter, RunError, RunFinish, RunRow, ThreadRow, ThreadTTL
 from skeino.persistence.sqlite.database import SqliteDatabase
 from skeino.persistence.sqlite.statements import (
@@ -241,6 +242,27 @@ class SqliteMetadataStore:
             connection.execute("DELETE FROM app_threads WHERE thread_id = ?", (thread_id,))  # runs by cascade
 
         await self._database.write(delete)
+
+    # ── Rows put back as they were ───────────────────────────────────────────────────────────────────────
+
+    async def restore_threads(self, rows: Sequence[ThreadRow]) -> int:
+        values = [thread_values(row) for row in restored_threads(rows)]
+        return await self._database.write(
+            lambda connection: sum(connection.execute(INSERT_THREAD, one).rowcount for one in values)
+        )
+
+    async def restore_runs(self, rows: Sequence[RunRow]) -> int:
+        runs = restored_runs(rows)
+        values = [run_values(run) for run in runs]
+
+        def restore(connection: sqlite3.Connection) -> int:
+            for thread_id, owner in owners_of_threads(runs):
+                where, parameters = where_one("thread_id", thread_id, owner)
+                if connection.execute(f"SELECT 1 FROM app_threads {where}", parameters).fetchone() is None:
+                    raise ThreadNotFoundError(f"There is no thread {thread_id!r}.")
+            return sum(connection.execute(INSERT_RUN, one).rowcount for one in values)
+
+        return await self._database.write(restore)
 
 
 def _refuse_other_owner(connection: sqlite3.Connection, thread_id: str, owner: str | None) -> None:

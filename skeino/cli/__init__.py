@@ -1,0 +1,43 @@
+"""The command line. Each command has a module of its own, and `--json` for programs.
+
+Exit statuses: 0 done, and all is well; 1 it was not, or could not be done; 2 the command or a setting is wrong;
+130 interrupted by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from skeino.cli.copy import copy
+from skeino.errors import ConfigurationError, SkeinoError
+
+app = typer.Typer(
+    name="skeino",
+    help="Durable state and a record of every run for LangGraph applications.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("copy", context_settings={"allow_extra_args": True})(copy)
+
+
+@app.callback()
+def _skeino() -> None:
+    """Durable state and a record of every run for LangGraph applications."""
+
+
+def run() -> int:
+    """Run the command that the process's arguments name; returns the exit status."""
+    try:
+        app(standalone_mode=True)
+    except ConfigurationError as exc:
+        print(exc, file=sys.stderr)
+        return 2
+    except SkeinoError as exc:
+        print(exc, file=sys.stderr)
+        return 1
+    except SystemExit as exc:
+        return exc.code if isinstance(exc.code, int) else 1
+    return 0
