@@ -1,5 +1,6 @@
 """The fixtures that open one backend after the other, always through `open_persistence`."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -7,8 +8,9 @@ from typing import Any
 
 import psycopg
 import pytest
+from motor.motor_asyncio import AsyncIOMotorClient
 from psycopg import sql
-from pymongo import MongoClient
+from pymongo import AsyncMongoClient, MongoClient
 
 from skeino import SkeinoSettings
 from skeino.persistence import (
@@ -25,6 +27,8 @@ from tests.servers.postgres import PostgresServer
 SQLITE = pytest.param("sqlite")
 POSTGRES = pytest.param("postgres", marks=pytest.mark.postgres)
 MONGODB = pytest.param("mongodb", marks=pytest.mark.mongodb)
+MOTOR = pytest.param("mongodb-motor", marks=pytest.mark.mongodb)  # over a client that the application has
+CLIENT = pytest.param("mongodb-client", marks=pytest.mark.mongodb)
 REDIS = pytest.param("redis", marks=pytest.mark.redis)  # a checkpointer only
 ALL = [pytest.param("memory"), SQLITE, POSTGRES, MONGODB]
 SQL = [SQLITE, POSTGRES]
@@ -47,10 +51,34 @@ def module_mongodb(mongodb_server: MongoServer) -> Iterator[str]:
     mongodb_server.drop_database(uri)
 
 
-@pytest.fixture(params=ALL)
-def settings(request: pytest.FixtureRequest, tmp_path: Path) -> SkeinoSettings:
+@pytest.fixture(params=[*ALL, MOTOR, CLIENT])
+async def settings(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[SkeinoSettings]:
     """The settings of an empty place to keep things, one backend after the other."""
-    return settings_of(request, tmp_path)
+    if request.param not in ("mongodb-motor", "mongodb-client"):
+        yield settings_of(request, tmp_path)
+        return
+    uri: str = request.getfixturevalue("module_mongodb")
+    empty_mongodb(uri)
+    async with client_settings(uri, motor=request.param == "mongodb-motor") as of_client:
+        yield of_client
+
+
+@asynccontextmanager
+async def client_settings(uri: str, *, motor: bool, **options: Any) -> AsyncIterator[SkeinoSettings]:
+    """The settings of an application that has a client already, Motor's or PyMongo's, and closes it itself."""
+    client: Any = AsyncIOMotorClient(uri) if motor else AsyncMongoClient(uri)
+    try:
+        yield SkeinoSettings(
+            checkpointer_scheme="mongodb",
+            checkpointer_uri=None if motor else uri,
+            checkpointer_options={"client": client, **options},
+        )
+        await client.admin.command("ping")  # it is not ours to close
+    finally:
+        if motor:
+            await asyncio.to_thread(client.close)
+        else:
+            await client.close()
 
 
 @pytest.fixture(params=DURABLE)

@@ -14,7 +14,7 @@ from typer.main import get_command
 from skeino import SchemaError, SkeinoSettings, StoreUnavailableError
 from skeino.cli import app
 from skeino.persistence import CheckpointerSpec, open_persistence
-from skeino.persistence.mongodb.connections import address_of
+from skeino.persistence.mongodb.clients import address_of
 from skeino.persistence.rows import RunError
 from skeino_asgi import RunTracker
 from tests.docs.blocks import ROOT, blocks_of, exported, run_python
@@ -147,6 +147,8 @@ async def test_postgres(
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_mongodb(mongodb_uri: str, capsys: pytest.CaptureFixture[str], builder: Any) -> None:
     names = await run_python("docs/mongodb.md")
+    assert type(names["with_client"].checkpointer_options["client"]).__name__ == "AsyncIOMotorClient"
+    names["client"].close()
 
     gc.collect()
     shown = capsys.readouterr().out

@@ -11,7 +11,7 @@ import skeino
 from skeino import ConfigurationError, SkeinoSettings
 from skeino.persistence import MetadataStoreProtocol, open_persistence
 from skeino.persistence.memory import MAX_RUNS
-from skeino.persistence.mongodb.connections import OPTIONS as MONGODB_OPTIONS
+from skeino.persistence.mongodb.clients import OPTIONS as MONGODB_OPTIONS
 from skeino.persistence.postgres.connections import OPTIONS
 from skeino.persistence.redis.connections import OPTIONS as REDIS_OPTIONS
 from skeino.persistence.registry import _BUILT_IN, ALIASES

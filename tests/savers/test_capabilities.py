@@ -1,6 +1,5 @@
 """Deleting by run, copying and pruning: what LangGraph's suite does not ask."""
 
-from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 import pytest
@@ -9,17 +8,10 @@ from langgraph.checkpoint.base import CheckpointTuple
 from langgraph.graph import START, StateGraph
 from langgraph.types import Command
 
-from skeino import SkeinoSettings
 from skeino.errors import DeltaChannelError, InvalidInputError, ThreadExistsError, ThreadNotFoundError
 from skeino.runs import new_id
 from skeino_asgi import RunTracker
-from tests.contract.backends import POSTGRES, REDIS, SQLITE, settings_of
 from tests.savers.graphs import Saver, State, answer, checkpoints, config_of, fanned_out, nested, plain, said, stamps
-
-
-@pytest.fixture(params=["memory", SQLITE, POSTGRES, REDIS])
-def settings(request: pytest.FixtureRequest, tmp_path: Path) -> SkeinoSettings:
-    return settings_of(request, tmp_path)
 
 
 def extend(state: list[str], writes: list[list[str]]) -> list[str]:

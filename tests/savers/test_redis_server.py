@@ -177,9 +177,8 @@ def test_many_processes_open_an_empty_server_at_once(private_redis_server: Local
         subprocess.Popen([sys.executable, "-c", script, private_redis_server.dsn], stderr=subprocess.PIPE)
         for _ in range(8)
     ]
-    for process in processes:
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == 0, errors.decode()
+    errors = [process.communicate(timeout=60)[1].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0] * 8, errors
 
 
 async def test_what_a_stock_saver_stored_before_is_found_at_once(private_redis_server: LocalRedisServer) -> None:

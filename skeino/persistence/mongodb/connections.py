@@ -1,22 +1,23 @@
 """`MongoDatabase`: the process's clients of one deployment, shared by the checkpointer and the metadata store.
 
 There are two: LangGraph's saver knows PyMongo's blocking client only, so that one works in threads of its own; the
-metadata store has PyMongo's asynchronous client. Either has a pool of at most `pool_max_size` connections.
+metadata store has an asynchronous client. Either has a pool of at most `pool_max_size` connections.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
+import inspect
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
+from bson.codec_options import DEFAULT_CODEC_OPTIONS
 from bson.errors import BSONError
-from pymongo import AsyncMongoClient, MongoClient
+from pymongo import AsyncMongoClient, MongoClient, ReadPreference
 from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import (
     ConnectionFailure,
@@ -27,31 +28,22 @@ from pymongo.errors import (
     ServerSelectionTimeoutError,
     WaitQueueTimeoutError,
 )
-from pymongo.uri_parser import parse_uri
+from pymongo.synchronous.database import Database
 
 from skeino.errors import ConfigurationError, InvalidInputError, SchemaError, StoreError, StoreUnavailableError
 from skeino.persistence.cancellation import to_its_end
 from skeino.persistence.mongodb import schema
+from skeino.persistence.mongodb.clients import (
+    CHECKPOINTS_DATABASE,
+    METADATA_DATABASE,
+    OPTIONS,
+    Clients,
+    Document,
+    clients_of,
+)
 from skeino.persistence.registry import CheckpointerSpec
 
 T = TypeVar("T")
-Document = dict[str, Any]
-
-NUMBER: Final = (int, float)
-OPTIONS: Final[dict[str, tuple[Any, Any]]] = {
-    "setup_schema": (bool, True),
-    "pool_max_size": (int, 10),
-    "pool_timeout": (NUMBER, 5.0),
-    "connect_timeout": (NUMBER, 5.0),
-    "operation_timeout": (NUMBER, 30.0),
-}
-"""`checkpointer_options` of scheme `mongodb`, with their defaults; times are seconds.
-
-PyMongo's own waits are 20 and 30 seconds, or unbounded.
-"""
-
-CHECKPOINTS_DATABASE: Final = "checkpointing_db"  # where LangGraph's saver keeps them by default
-METADATA_DATABASE: Final = "skeino"
 
 _AUTHENTICATION_FAILED: Final = (18, 8000)
 _UNAUTHORIZED: Final = 13
@@ -64,33 +56,52 @@ class MongoDatabase:
 
     def __init__(
         self,
-        client: AsyncMongoClient[Document],
-        blocking_client: MongoClient[Document],
-        address: Address,
+        clients: Clients,
         *,
         threads: int,
+        pool_timeout: float,
         operation_timeout: float,
         transactions: bool,
     ) -> None:
-        self.client = client
-        self.blocking_client = blocking_client
+        address = clients.address
+        self.client = clients.asynchronous
+        self.blocking_client = clients.blocking
         self.place = address.place
         """Hosts, ports and database, for messages."""
         self.checkpoints_name = address.database or CHECKPOINTS_DATABASE
         self.transactions = transactions
         """Whether the deployment has them: a replica set or a sharded cluster does, a server that stands alone not."""
         self._metadata_name = address.database or METADATA_DATABASE
+        self._ours = clients.ours
+        self._as_needed: dict[str, Any] = {  # whatever the defaults of a client that the application has made
+            "codec_options": DEFAULT_CODEC_OPTIONS,
+            "read_preference": ReadPreference.PRIMARY,
+            "write_concern": clients.write_concern,
+        }
         self._operation_timeout = operation_timeout
-        pool = client.options.pool_options
-        self._places = asyncio.Semaphore(int(pool.max_pool_size) if math.isfinite(pool.max_pool_size) else threads)
-        self._pool_timeout = pool.wait_queue_timeout
+        self._places = asyncio.Semaphore(clients.places)
+        waiting = self.client.options.pool_options.wait_queue_timeout
+        self._pool_timeout = pool_timeout if waiting is None else waiting
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="skeino-mongodb")
         self._closed = False
 
     @property
     def metadata(self) -> AsyncDatabase[Document]:
         """The database of threads and runs."""
-        return self.client[self._metadata_name]
+        return self.client.get_database(self._metadata_name, **self._as_needed)
+
+    @property
+    def checkpoints(self) -> Database[Document]:
+        """The database of checkpoints, for the blocking saver."""
+        return self.blocking_client.get_database(self.checkpoints_name, **self._as_needed)
+
+    async def aggregate(
+        self, collection: AsyncCollection[Document], pipeline: list[Document], **options: Any
+    ) -> list[Document]:
+        """What an aggregation finds. It is a coroutine in PyMongo, and none in Motor."""
+        found: Any = collection.aggregate(pipeline, **options)
+        documents: list[Document] = await (await found if inspect.isawaitable(found) else found).to_list()
+        return documents
 
     @asynccontextmanager
     async def operation(self) -> AsyncIterator[None]:
@@ -138,8 +149,10 @@ class MongoDatabase:
         async with self.operation():
             if not self.transactions:
                 return await work(None)
-            async with self.client.start_session() as session:
-                return await session.with_transaction(attempt)
+            started: Any = self.client.start_session()  # a coroutine in Motor, and none in PyMongo
+            async with await started if inspect.isawaitable(started) else started as session:
+                done: T = await session.with_transaction(attempt)
+                return done
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Run blocking `work` in one of this database's threads; a graph's are not kept waiting by it.
@@ -156,12 +169,15 @@ class MongoDatabase:
             raise StoreUnavailableError(f"The connection to MongoDB at {self.place} is closed.")
 
     async def close(self) -> None:
-        """Close both clients, each of which says good-bye to the server, if there is one."""
+        """Close the clients that are ours, each of which says good-bye to the server, if there is one."""
         self._closed = True
         closing = ThreadPoolExecutor(1)  # the other threads may all be busy
+        loop, ours = asyncio.get_running_loop(), self._ours
         try:
-            said = asyncio.get_running_loop().run_in_executor(closing, self.blocking_client.close)
-            await asyncio.gather(said, self.client.close())
+            await asyncio.gather(
+                *(loop.run_in_executor(closing, one.close) for one in ours if isinstance(one, MongoClient)),
+                *(one.close() for one in ours if isinstance(one, AsyncMongoClient)),
+            )
         finally:
             closing.shutdown(wait=False)
             self._threads.shutdown(wait=False, cancel_futures=True)
@@ -179,14 +195,10 @@ async def open_database(spec: CheckpointerSpec) -> AsyncIterator[MongoDatabase]:
     options = spec.checked_options(**OPTIONS)
     if options["pool_max_size"] < 1:
         raise ConfigurationError("pool_max_size must be at least 1.")
-    address = address_of(spec)
-    parameters = _parameters(options, address)
-    client, blocking_client = _clients(address, parameters)
     database = MongoDatabase(
-        client,
-        blocking_client,
-        address,
+        clients_of(spec, options),
         threads=options["pool_max_size"],
+        pool_timeout=options["pool_timeout"],
         operation_timeout=options["operation_timeout"],
         transactions=True,
     )
@@ -194,7 +206,7 @@ async def open_database(spec: CheckpointerSpec) -> AsyncIterator[MongoDatabase]:
         database.transactions = await _connected(database)
         async with database.operation():
             prepare = schema.create if options["setup_schema"] else schema.verify
-            await prepare(database.metadata, client[database.checkpoints_name])
+            await prepare(database.metadata, database.client[database.checkpoints_name])
         yield database
     finally:
         await database.close()
@@ -257,101 +269,6 @@ def _translated(exc: PyMongoError, place: str) -> StoreError:
     return StoreError(f"MongoDB at {place} refused the operation ({_code(exc)}).")
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
-    """A checked URI."""
-
-    uri: str
-    place: str
-    database: str | None
-    given: frozenset[str]
-    """The names of the URI's options, in lower case."""
-
-    def __repr__(self) -> str:
-        return f"Address({self.place!r})"
-
-
-def address_of(spec: CheckpointerSpec) -> Address:
-    """The spec's URI, checked without a look-up in the network.
-
-    Raises:
-        ConfigurationError: it is no MongoDB URI; the message repeats nothing of it.
-    """
-    uri = spec.required_uri("'mongodb://localhost:27017/mydb'").strip()
-    prefix, separator, rest = uri.partition("://")
-    if not separator:
-        raise ConfigurationError("checkpointer_uri is no MongoDB URI: write mongodb://user@host:27017/database.")
-    if prefix not in ("mongodb", "mongodb+srv"):
-        begins = f"begins with {prefix!r}" if prefix.isalnum() and len(prefix) < 20 else "is none"
-        raise ConfigurationError(
-            f"The scheme 'mongodb' needs a MongoDB URI, but checkpointer_uri {begins}: "
-            "set checkpointer_scheme to match it, or begin it with mongodb://."
-        )
-    if prefix == "mongodb+srv":  # of a look-up in the DNS no check is made here: PyMongo does it when it connects
-        before, question, query = rest.partition("?")
-        rest = before + question + "&".join(one for one in query.split("&") if not one.lower().startswith("srv"))
-    parsed = _parsed(f"mongodb://{rest}")
-    # An '@' or a '/' of the password that stands for itself cuts the URI there: then the rest of the password is in
-    # what would be the database's name or an option's.
-    if (
-        parsed is None or "@" in rest.partition("/")[2]
-    ):  # the parser's error repeats parts of the URI: ours is raised outside, without a reference
-        raise ConfigurationError(
-            "checkpointer_uri is no MongoDB URI: write mongodb://user@host:27017/database, percent-encode special "
-            "characters of the password, and check the options after the '?'."
-        )
-    if parsed["collection"]:
-        raise ConfigurationError("checkpointer_uri names a collection: a database's name has no dot.")
-    given = {name.lower(): value for name, value in parsed["options"].items()}
-    if given.get("w") == 0:
-        raise ConfigurationError("checkpointer_uri has w=0, with which nothing is ever known to be stored: remove it.")
-    nodes = [host if port is None or prefix.endswith("srv") else f"{host}:{port}" for host, port in parsed["nodelist"]]
-    place = f"{','.join(nodes)}/{parsed['database'] or METADATA_DATABASE}"
-    return Address(uri, place, parsed["database"], frozenset(given))
-
-
-def _parsed(uri: str) -> Document | None:
-    try:
-        return parse_uri(uri)
-    except (PyMongoError, ValueError, TypeError, OSError):
-        return None
-
-
-def _parameters(options: Document, address: Address) -> Document:
-    """What both clients are told besides the URI; what the URI says itself wins, but for where to read."""
-    parameters = {
-        "appname": "skeino",
-        "maxPoolSize": options["pool_max_size"],
-        "waitQueueTimeoutMS": round(1000 * options["pool_timeout"]),
-        "socketTimeoutMS": round(1000 * options["operation_timeout"]),  # what a thread waits, whoever gave up before
-        "connectTimeoutMS": round(1000 * options["connect_timeout"]),
-        "serverSelectionTimeoutMS": round(1000 * options["connect_timeout"]),
-        "w": "majority",  # what was acknowledged survives a change of the primary
-        "journal": True,  # and a crash of a server that stands alone
-    }
-    return {name: value for name, value in parameters.items() if name.lower() not in address.given} | {
-        "readPreference": "primary",  # a graph that reads a lagging copy loses what was said last
-    }
-
-
-def _clients(address: Address, parameters: Document) -> tuple[AsyncMongoClient[Document], MongoClient[Document]]:
-    """Both clients, not connected yet.
-
-    Raises:
-        ConfigurationError: PyMongo refuses the URI's options, taken together.
-    """
-    try:
-        return (
-            AsyncMongoClient(address.uri, connect=False, **parameters),
-            MongoClient(address.uri, connect=False, **parameters),
-        )
-    except (PyMongoError, ValueError, TypeError, OSError) as exc:
-        problem = type(exc).__name__
-    raise ConfigurationError(
-        f"PyMongo refuses the options of checkpointer_uri ({problem}): do they fit together, and do the files exist?"
-    )
-
-
 async def _connected(database: MongoDatabase) -> bool:
     """Connect, and say whether the deployment has transactions."""
     try:
@@ -359,6 +276,10 @@ async def _connected(database: MongoDatabase) -> bool:
             hello = await database.client.admin.command("hello")
     except (StoreError, ConfigurationError) as exc:
         failed = type(exc)(str(exc))
+    except RuntimeError as exc:  # PyMongo's own words for it
+        if "different event loop" not in str(exc):
+            raise
+        failed = ConfigurationError("The option client has a client of another event loop: make it where it is used.")
     else:
         return "setName" in hello or hello.get("msg") == "isdbgrid"
     raise failed  # without the driver's own error behind it

@@ -11,6 +11,7 @@ from pymongo.collection import Collection
 from pymongo.cursor import Cursor
 
 from skeino.persistence.inventory import StoredWrite
+from skeino.persistence.mongodb import history
 from skeino.persistence.mongodb.connections import MongoDatabase
 from skeino.persistence.stamping import RunStampMixin
 
@@ -34,6 +35,8 @@ class MongoDatabaseSaver(MongoDBSaver):
     def __init__(self, database: MongoDatabase) -> None:
         super().__init__(database.blocking_client, database.checkpoints_name)
         self.database = database
+        self.db = database.checkpoints
+        self.checkpoint_collection = self.db[self.checkpoint_collection.name]
         self.writes_collection = _WritesInOrder(self.db, self.writes_collection.name)
 
     # ── Asynchronous: the blocking methods of this class, not those that a subclass may add a stamp to ───
@@ -110,6 +113,29 @@ class MongoDatabaseSaver(MongoDBSaver):
     def delete_thread(self, thread_id: str) -> None:
         with self.database.blocking_operation():
             super().delete_thread(thread_id)
+
+    # ── What the stock saver lacks ───────────────────────────────────────────────────────────────────────
+
+    async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
+        await self.database.in_thread(lambda: MongoDatabaseSaver.delete_for_runs(self, run_ids))
+
+    async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        await self.database.in_thread(lambda: MongoDatabaseSaver.copy_thread(self, source_thread_id, target_thread_id))
+
+    async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        await self.database.in_thread(lambda: MongoDatabaseSaver.prune(self, thread_ids, strategy=strategy))
+
+    def delete_for_runs(self, run_ids: Sequence[str]) -> None:
+        with self.database.blocking_operation():
+            history.delete_for_runs(self, run_ids)
+
+    def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        with self.database.blocking_operation():
+            history.copy_thread(self, source_thread_id, target_thread_id)
+
+    def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        with self.database.blocking_operation():
+            history.prune(self, thread_ids, strategy)
 
     # ── `StateInventory` ─────────────────────────────────────────────────────────────────────────────────
 

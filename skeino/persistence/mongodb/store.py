@@ -234,7 +234,7 @@ class MongoMetadataStore:
     async def search_threads(self, **search: Unpack[ThreadSearch]) -> list[ThreadRow]:
         pipeline = thread_pipeline(thread_query(search))
         async with self._database.operation():
-            found = await (await self._threads.aggregate(pipeline, allowDiskUse=True)).to_list()
+            found = await self._database.aggregate(self._threads, pipeline, allowDiskUse=True)
         return [thread_of(document, busy=bool(document["active"])) for document in found]
 
     async def update_thread(
@@ -316,7 +316,7 @@ class MongoMetadataStore:
     # ── Helpers ──────────────────────────────────────────────────────────────────────────────────────────
 
     async def _read_thread(self, condition: dict[str, Any]) -> ThreadRow | None:
-        found = await (await self._threads.aggregate([{"$match": condition}, WITH_ACTIVE_RUN])).to_list()
+        found = await self._database.aggregate(self._threads, [{"$match": condition}, WITH_ACTIVE_RUN])
         return thread_of(found[0], busy=bool(found[0]["active"])) if found else None
 
     async def _insert_run(self, document: dict[str, Any], session: Session) -> bool:

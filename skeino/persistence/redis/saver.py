@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from langgraph.checkpoint.redis.aio import AsyncRedisSaver
+from redisvl.exceptions import RedisVLError
 
 from skeino.errors import InvalidInputError, SchemaError
 from skeino.persistence.cancellation import to_its_end
@@ -61,26 +62,24 @@ class RedisDatabaseSaver(AsyncRedisSaver):
         Raises:
             SchemaError: with `setup_schema=False`, one of them is missing.
         """
-        if self.database.setup_schema:
-            await super().asetup()
-        else:
-            await self._verify()
+        self.create_indexes()  # which makes objects, and nothing in the server
+        indexes = (self.checkpoints_index, self.checkpoint_writes_index)
+        missing = [index for index in indexes if not await index.exists()]
+        if missing and not self.database.setup_schema:
+            raise SchemaError(
+                f"Redis at {self.database.place} lacks the indexes {', '.join(index.name for index in missing)}: start "
+                "once with setup_schema=True."
+            )
+        for index in missing:
+            try:
+                await index.create()
+            except RedisVLError:
+                if not await index.exists():  # else another process was faster
+                    raise
+        await super().asetup()
         for index in (self.checkpoints_index, self.checkpoint_writes_index):
             while int((await index.info())["indexing"]):
                 await asyncio.sleep(0.02)
-
-    async def _verify(self) -> None:
-        self.create_indexes()  # which makes objects, no indexes
-        missing = [
-            index.name for index in (self.checkpoints_index, self.checkpoint_writes_index) if not await index.exists()
-        ]
-        if missing:
-            raise SchemaError(
-                f"Redis at {self.database.place} lacks the indexes {', '.join(missing)}: start once with "
-                "setup_schema=True."
-            )
-        self.database.setup_schema = True
-        await super().asetup()  # they are there, so that nothing is made
 
     # ── Asynchronous ─────────────────────────────────────────────────────────────────────────────────────
 
