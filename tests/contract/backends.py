@@ -1,9 +1,10 @@
 """The fixtures that open one backend after the other, always through `open_persistence`."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psycopg
@@ -64,9 +65,11 @@ async def settings(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
 
 
 @asynccontextmanager
-async def client_settings(uri: str, *, motor: bool, **options: Any) -> AsyncIterator[SkeinoSettings]:
+async def client_settings(
+    uri: str, *, motor: bool, habits: Mapping[str, Any] = MappingProxyType({}), **options: Any
+) -> AsyncIterator[SkeinoSettings]:
     """The settings of an application that has a client already, Motor's or PyMongo's, and closes it itself."""
-    client: Any = AsyncIOMotorClient(uri) if motor else AsyncMongoClient(uri)
+    client: Any = AsyncIOMotorClient(uri, **habits) if motor else AsyncMongoClient(uri, **habits)
     try:
         yield SkeinoSettings(
             checkpointer_scheme="mongodb",

@@ -9,17 +9,19 @@ from typing import Any
 
 import pytest
 from bson import SON
+from bson.raw_bson import RawBSONDocument
 from langgraph.checkpoint.base import empty_checkpoint
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo import AsyncMongoClient, MongoClient
+from pymongo.server_api import ServerApi
 
 from skeino import ConfigurationError, SkeinoSettings, StoreUnavailableError
 from skeino.persistence import Persistence, open_persistence
-from skeino.testing import finished, the_run
+from skeino.testing import WORKER, finished, started, the_run
 from skeino_asgi import RunTracker
 from tests.contract.backends import client_settings
 from tests.savers.conformance_table import CAPABILITIES, cell, documented, ours, report_on
-from tests.savers.graphs import config_of, plain, said, stamps
+from tests.savers.graphs import checkpoints, config_of, plain, said, stamps
 from tests.servers.mongodb import LocalMongoServer, MongoServer, with_database
 
 KINDS = pytest.mark.parametrize("motor", [True, False], ids=["Motor", "PyMongo"])
@@ -96,6 +98,45 @@ async def test_the_client_s_own_habits_change_nothing(mongodb_uri: str) -> None:
         await plain(persistence.checkpointer).ainvoke(said("hello"), config_of("t"))
         assert persistence.checkpointer.db.write_concern.document == {"w": "majority", "j": True}  # type: ignore[attr-defined]
     await asyncio.to_thread(client.close)
+
+
+@KINDS
+@pytest.mark.parametrize(
+    "habits",
+    [
+        {"readPreference": "secondaryPreferred"},
+        {"readPreference": "secondary"},
+        {"readConcernLevel": "linearizable"},
+        {"readConcernLevel": "available"},
+        {"readConcernLevel": "snapshot"},
+        {"document_class": RawBSONDocument},
+        {"server_api": ServerApi("1", strict=True)},
+        {"maxPoolSize": 1},
+        {"maxPoolSize": None},
+        {"retryWrites": False},
+    ],
+    ids=lambda habits: "-".join(habits),
+)
+async def test_all_that_is_done_in_one_transaction_is_done_over_any_client(
+    mongodb_uri: str, motor: bool, habits: dict[str, Any]
+) -> None:
+    """MongoDB refuses a transaction that reads from a secondary, or as its client does outside of one."""
+    async with client_settings(mongodb_uri, motor=motor, habits=habits) as settings:
+        tracker = RunTracker(settings)
+        async with tracker.lifespan():
+            store, saver = tracker.metadata_store, tracker.checkpointer
+            async with tracker.run(thread_id="t") as run:
+                await plain(saver).ainvoke(said("hello"), run.config)
+            await saver.acopy_thread("t", "copy")
+            await saver.aprune(["t"])
+            assert (len(await checkpoints(saver, "t")), len(await checkpoints(saver, "copy"))) == (1, 3)
+            await saver.adelete_for_runs([run.run_id])
+            assert await checkpoints(saver, "t") == await checkpoints(saver, "copy") == []
+            left = await started(store, "left")
+            assert await store.interrupt_runs(WORKER, {"code": "x", "type": None, "message": "x"}) == 1
+            assert (await the_run(store, left))["status"] == "interrupted"
+            await store.delete_thread("t")
+            assert [row["thread_id"] for row in await store.search_threads()] == ["left"]
 
 
 async def test_a_client_that_cannot_be_used_is_refused(mongodb_server: MongoServer, mongodb_uri: str) -> None:

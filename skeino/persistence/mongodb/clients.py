@@ -11,6 +11,7 @@ from typing import Any, Final
 from pymongo import AsyncMongoClient, MongoClient
 from pymongo.errors import ConfigurationError as PyMongoConfigurationError
 from pymongo.errors import PyMongoError
+from pymongo.read_concern import ReadConcern
 from pymongo.uri_parser import parse_uri
 from pymongo.write_concern import WriteConcern
 
@@ -55,6 +56,12 @@ class Clients:
         """The majority and the journal, unless the URI or the application's client says otherwise."""
         said = self.blocking.write_concern
         return said if said.document else WriteConcern("majority", j=True)
+
+    @property
+    def read_concern(self) -> ReadConcern:
+        """As the URI or the application's client says, but for those that transactions have not."""
+        said = self.blocking.read_concern
+        return said if said.level in ("local", "majority", "snapshot") else ReadConcern()
 
 
 def clients_of(spec: CheckpointerSpec, options: Document) -> Clients:
@@ -188,7 +195,7 @@ def _made(kind: Any, address: Address, parameters: Document) -> Any:
 
 def _pool_size(client: Any, options: Document) -> int:
     size = client.options.pool_options.max_pool_size
-    return int(size) if math.isfinite(size) else int(options["pool_max_size"])
+    return int(size) if size is not None and math.isfinite(size) else int(options["pool_max_size"])
 
 
 def _threads_of_motor() -> int:

@@ -19,6 +19,7 @@ from pymongo import AsyncMongoClient, MongoClient, ReadPreference
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.client_session import ClientSession
 from pymongo.errors import (
     ConnectionFailure,
     DocumentTooLarge,
@@ -73,11 +74,13 @@ class MongoDatabase:
         """Whether the deployment has them: a replica set or a sharded cluster does, a server that stands alone not."""
         self._metadata_name = address.database or METADATA_DATABASE
         self._ours = clients.ours
-        self._as_needed: dict[str, Any] = {  # whatever the defaults of a client that the application has made
-            "codec_options": DEFAULT_CODEC_OPTIONS,
-            "read_preference": ReadPreference.PRIMARY,
+        # Whatever the defaults of a client that the application has made. A transaction would have those, too.
+        self._concerns: dict[str, Any] = {
+            "read_concern": clients.read_concern,
             "write_concern": clients.write_concern,
+            "read_preference": ReadPreference.PRIMARY,
         }
+        self._as_needed = {"codec_options": DEFAULT_CODEC_OPTIONS, **self._concerns}
         self._operation_timeout = operation_timeout
         self._places = asyncio.Semaphore(clients.places)
         waiting = self.client.options.pool_options.wait_queue_timeout
@@ -151,8 +154,20 @@ class MongoDatabase:
                 return await work(None)
             started: Any = self.client.start_session()  # a coroutine in Motor, and none in PyMongo
             async with await started if inspect.isawaitable(started) else started as session:
-                done: T = await session.with_transaction(attempt)
+                done: T = await session.with_transaction(attempt, **self._concerns)
                 return done
+
+    def blocking_transact(self, work: Callable[[ClientSession | None], T]) -> T:
+        """As `transact`, in a thread."""
+
+        def attempt(session: ClientSession) -> T:
+            with _unreachable(self.place):
+                return work(session)
+
+        if not self.transactions:
+            return work(None)
+        with self.blocking_client.start_session() as session:
+            return session.with_transaction(attempt, **self._concerns)
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Run blocking `work` in one of this database's threads; a graph's are not kept waiting by it.

@@ -6,12 +6,15 @@ checkpoint without its writes: a checkpoint goes before its writes, and comes af
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from langgraph.checkpoint.mongodb.utils import loads_metadata
+from pymongo import ASCENDING, DESCENDING
 from pymongo.client_session import ClientSession
-from pymongo.errors import DuplicateKeyError
+from pymongo.collection import Collection
+from pymongo.errors import BulkWriteError
 
 from skeino.errors import ThreadExistsError
 from skeino.persistence.pruning import (
@@ -31,7 +34,9 @@ if TYPE_CHECKING:
 
 Session = ClientSession | None
 
-_CHUNK: Final = 1000
+_CHUNK: Final = 1000  # ids
+_DOCUMENTS: Final = 100  # which may be large, and are in memory
+_DUPLICATE_KEY: Final = 11000
 
 
 def delete_for_runs(saver: MongoDBSaver, database: MongoDatabase, run_ids: Sequence[str]) -> None:
@@ -44,15 +49,18 @@ def delete_for_runs(saver: MongoDBSaver, database: MongoDatabase, run_ids: Seque
     stored = [list(saver.serde.dumps_typed(run_id)) for run_id in wanted]  # as `dumps_metadata` has it
 
     def delete(session: Session) -> None:
-        threads = saver.checkpoint_collection.distinct("thread_id", {"metadata.run_id": {"$in": stored}}, session)
+        threads = sorted({one for some in _chunks(stored) for one in _threads_of(saver, some, session)})
         gone = [one for thread_id in threads for one in of_runs(_outlines(saver, thread_id, session), wanted)]
         _delete(saver, gone, session)
 
-    _at_once(database, delete)
+    database.blocking_transact(delete)
 
 
 def copy_thread(saver: MongoDBSaver, database: MongoDatabase, source_thread_id: str, target_thread_id: str) -> None:
     """Copy all checkpoints and writes of a thread; of one that is not there, none.
+
+    Without transactions a copy that is broken off may leave the older checkpoints at the target: delete it, and copy
+    again.
 
     Raises:
         ThreadExistsError: the target has checkpoints already.
@@ -62,14 +70,19 @@ def copy_thread(saver: MongoDBSaver, database: MongoDatabase, source_thread_id: 
     def copy(session: Session) -> None:
         if saver.checkpoint_collection.find_one({"thread_id": target}, {"_id": 1}, session=session):
             raise ThreadExistsError(target_exists(target))
-        for collection in (saver.writes_collection, saver.checkpoint_collection):
-            found = collection.find({"thread_id": source}, {"_id": 0}, session=session)
-            for documents in _chunks({**document, "thread_id": target} for document in found):
-                collection.insert_many(documents, session=session)
+        if session is not None:
+            saver.writes_collection.delete_many({"thread_id": target}, session=session)  # they are of no checkpoint
+        for documents in _copies(saver.writes_collection, source, target, session):
+            with _those_that_are_there(leave=session is None):  # by a copy that was broken off, or another's
+                saver.writes_collection.insert_many(documents, ordered=False, session=session)
+        for documents in _copies(saver.checkpoint_collection, source, target, session):
+            saver.checkpoint_collection.insert_many(documents, session=session)  # the first to insert the first wins
 
     try:
-        _at_once(database, copy)
-    except DuplicateKeyError:  # another process was faster
+        database.blocking_transact(copy)
+    except BulkWriteError as exc:
+        if not _only_duplicates(exc):
+            raise
         raise ThreadExistsError(target_exists(target)) from None
 
 
@@ -86,19 +99,43 @@ def prune(saver: MongoDBSaver, database: MongoDatabase, thread_ids: Sequence[str
             gone = [one for thread_id in threads for one in all_but_latest(_outlines(saver, thread_id, session))]
             _delete(saver, gone, session)
             return
-        for collection in (saver.checkpoint_collection, saver.writes_collection):
-            collection.delete_many({"thread_id": {"$in": threads}}, session=session)
+        for some in _chunks(threads):
+            for collection in (saver.checkpoint_collection, saver.writes_collection):
+                collection.delete_many({"thread_id": {"$in": some}}, session=session)
 
-    _at_once(database, delete)
+    database.blocking_transact(delete)
 
 
-def _at_once(database: MongoDatabase, work: Callable[[Session], None]) -> None:
-    """In one transaction, again if it loses against another; plainly where there are none."""
-    if not database.transactions:
-        work(None)
-        return
-    with database.blocking_client.start_session() as session:
-        session.with_transaction(work)
+def _threads_of(saver: MongoDBSaver, stored_run_ids: list[list[Any]], session: Session) -> Iterable[str]:
+    pipeline: list[dict[str, Any]] = [
+        {"$match": {"metadata.run_id": {"$in": stored_run_ids}}},
+        {"$group": {"_id": "$thread_id"}},  # `distinct` answers in one document, and is not in the stable API
+    ]
+    return [one["_id"] for one in saver.checkpoint_collection.aggregate(pipeline, session=session)]
+
+
+def _copies(
+    collection: Collection[dict[str, Any]], source: str, target: str, session: Session
+) -> Iterable[list[dict[str, Any]]]:
+    """Documents for the target: a subgraph's before those of its graph, parents before children."""
+    order = [("checkpoint_ns", DESCENDING), ("checkpoint_id", ASCENDING)]
+    found = collection.find({"thread_id": source}, {"_id": 0}, sort=order, session=session)
+    return _chunks(({**document, "thread_id": target} for document in found), _DOCUMENTS)
+
+
+@contextmanager
+def _those_that_are_there(*, leave: bool) -> Iterator[None]:
+    try:
+        yield
+    except BulkWriteError as exc:
+        if not leave or not _only_duplicates(exc):
+            raise
+
+
+def _only_duplicates(exc: BulkWriteError) -> bool:
+    details = exc.details or {}
+    codes = {one.get("code") for one in details.get("writeErrors", ())}
+    return codes == {_DUPLICATE_KEY} and not details.get("writeConcernErrors")
 
 
 def _outlines(saver: MongoDBSaver, thread_id: str, session: Session) -> list[CheckpointOutline]:
@@ -128,11 +165,11 @@ def _delete(saver: MongoDBSaver, gone: Iterable[CheckpointOutline], session: Ses
             saver.checkpoint_collection.update_many(orphans, {"$set": {"parent_checkpoint_id": None}}, session=session)
 
 
-def _chunks(items: Iterable[Any]) -> Iterable[list[Any]]:
+def _chunks(items: Iterable[Any], size: int = _CHUNK) -> Iterable[list[Any]]:
     chunk: list[Any] = []
     for item in items:
         chunk.append(item)
-        if len(chunk) == _CHUNK:
+        if len(chunk) == size:
             yield chunk
             chunk = []
     if chunk:
