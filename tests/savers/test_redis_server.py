@@ -183,6 +183,20 @@ def test_many_processes_open_an_empty_server_at_once(private_redis_server: Local
     assert [process.returncode for process in processes] == [0] * 8, errors
 
 
+async def test_many_openings_meet_in_the_making_of_the_indexes(private_redis_server: LocalRedisServer) -> None:
+    with private_redis_server.client() as client:
+        client.flushall()
+
+    async def open_and_close() -> None:
+        async with opened(private_redis_server.dsn):
+            pass
+
+    await asyncio.gather(*(open_and_close() for _ in range(16)))
+    with private_redis_server.client() as client:
+        made: Any = client.execute_command("FT._LIST")
+    assert sorted(made) == [b"skeino_checkpoint", b"skeino_checkpoint_write"]
+
+
 async def test_what_a_stock_saver_stored_before_is_found_at_once(private_redis_server: LocalRedisServer) -> None:
     with private_redis_server.client() as client:
         client.flushall()
@@ -246,6 +260,26 @@ async def test_lists_go_on_page_after_page(redis_dsn: str, monkeypatch: pytest.M
         assert len(await checkpoints(saver, "copy")) == 10
         await saver.adelete_thread("t")
         assert await checkpoints(saver, "t") == []
+
+
+async def test_a_search_that_takes_long_is_whole(private_redis_server: LocalRedisServer) -> None:
+    count = 15_000
+    fields = {"thread_id": "t", "checkpoint_ns": "__empty__", "run_id": "", "parent_checkpoint_id": ""}
+    with private_redis_server.client() as client:
+        client.flushall()
+        async with opened(private_redis_server.dsn) as saver:
+            with client.pipeline(transaction=False) as pipeline:
+                for number in range(count):
+                    document = {**fields, "checkpoint_id": f"{number:06}", "metadata": "{}"}
+                    pipeline.json().set(f"checkpoint:t:__empty__:{number:06}", "$", document)
+                pipeline.execute()
+            client.execute_command("FT.CONFIG", "SET", "TIMEOUT", "1")  # ms; at it, the server answers with a part
+            try:
+                assert len(await history.places(saver, config_of("t"), None)) == count
+                await saver.adelete_thread("t")
+            finally:
+                client.execute_command("FT.CONFIG", "SET", "TIMEOUT", "500")
+        assert list(client.scan_iter("checkpoint*")) == []
 
 
 async def test_nothing_is_left_of_a_deleted_thread(private_redis_server: LocalRedisServer) -> None:
@@ -346,6 +380,24 @@ async def test_an_operation_that_takes_too_long_is_given_up(redis_server: RedisS
             assert caught.value.maybe_done
             await asyncio.sleep(1.5)
         await plain(saver).ainvoke(said("hello"), config_of("t"))
+
+
+async def test_a_write_that_is_given_up_is_not_half_made(redis_server: RedisServer, redis_dsn: str) -> None:
+    async with opened(redis_dsn, operation_timeout=0.3) as saver:
+        parent = await saver.aput(config_of("t", checkpoint_ns=""), empty_checkpoint(), {"source": "input"}, {})
+        child = empty_checkpoint()
+        with redis_server.client() as client:
+            client.client_pause(1500)
+            begin = time.monotonic()
+            with pytest.raises(StoreUnavailableError, match="in time") as caught:
+                await saver.aput(parent, child, {"source": "loop"}, {})
+            assert time.monotonic() - begin < 1.2
+            assert caught.value.maybe_done
+            client.client_unpause()
+        for found in (await checkpoints(saver, "t"))[:-1]:  # it may be there: then as it was meant
+            assert (found.parent_config, found.metadata) == (parent, {"source": "loop"})
+        stored = await saver.aput(parent, child, {"source": "loop"}, {})
+        assert [one.config for one in await checkpoints(saver, "t")] == [stored, parent]
 
 
 async def test_the_server_s_own_text_is_not_repeated(redis_server: RedisServer, redis_dsn: str) -> None:

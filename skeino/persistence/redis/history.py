@@ -240,7 +240,9 @@ async def _search(
     found = saver._redis.ft(index)
     offset = 0
     while True:
-        query = Query(text).return_fields(*fields).paging(offset, _PAGE).dialect(2)
+        # No limit of the server's own (500 ms), at which it answers with a part and does not say so; the operation has
+        # one.
+        query = Query(text).return_fields(*fields).paging(offset, _PAGE).timeout(0).dialect(2)
         documents = (await found.search(query, query_params=dict(wanted))).docs
         for document in documents:
             yield _Document(document.id, dict(document.__dict__))

@@ -120,7 +120,10 @@ class RedisDatabaseSaver(AsyncRedisSaver):
 
         async def put() -> RunnableConfig:
             async with self.database.operation():
-                return await super(RedisDatabaseSaver, self).aput(changed, checkpoint, metadata, new_versions)
+                # In its other modes the stock saver answers the time limit with another write, which has none.
+                return await super(RedisDatabaseSaver, self).aput(
+                    changed, checkpoint, metadata, new_versions, stream_mode="updates"
+                )
 
         return await to_its_end(put())
 
