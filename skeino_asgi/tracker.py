@@ -14,6 +14,7 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 from skeino.errors import ConfigurationError, SkeinoError, StoreUnavailableError
 from skeino.persistence.opening import Persistence
 from skeino.persistence.protocol import MetadataStoreProtocol
+from skeino.persistence.registry import forgets_rows, normalised_scheme
 from skeino.runs import Run, current_run_var, guard_var
 from skeino.settings import SkeinoSettings
 from skeino_asgi.opening import Opening
@@ -83,7 +84,7 @@ class RunTracker:
         owner's, unless it names another.
 
         Raises:
-            ConfigurationError: `owner` beside `allow_ephemeral_metadata=True`.
+            ConfigurationError: `owner`, where threads and runs are in memory only beside durable state.
             ThreadNotFoundError: the thread belongs to another owner.
             InvalidInputError: an id or a JSON value is not storable.
             StoreUnavailableError: outside the lifespan, or the database does not answer; at the end of the block,
@@ -172,9 +173,9 @@ def refuse_owners_that_are_forgotten(settings: SkeinoSettings) -> None:
     """Whose a thread is stands in its row. Where state outlives the rows, the next to name a thread would own it.
 
     Raises:
-        ConfigurationError: the settings allow durable state beside rows in memory.
+        ConfigurationError: the settings have durable state beside rows in memory.
     """
-    if settings.allow_ephemeral_metadata:
+    if settings.allow_ephemeral_metadata and forgets_rows(normalised_scheme(settings.checkpointer_scheme)):
         raise ConfigurationError(
             "owner= needs a durable list of threads, which allow_ephemeral_metadata=True does without: after a restart "
             "nobody would know whose a thread is. Choose a scheme with a metadata store, and leave that setting out."

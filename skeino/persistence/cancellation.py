@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
 
 async def to_its_end(operation: Coroutine[Any, Any, T]) -> T:
-    """The operation's result; a cancellation of the caller is raised when the operation is over."""
+    """The operation's result; a cancellation of the caller, or several, is raised when the operation is over."""
     task = asyncio.ensure_future(operation)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        if not task.done():
-            await asyncio.wait([task])
+        while not task.done():
+            with suppress(asyncio.CancelledError):  # of a time limit, and then of a shutdown
+                await asyncio.wait([task])
         if not task.cancelled():
             task.exception()  # nobody else asks for it
         raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -101,6 +101,7 @@ class _BuiltIn:
     extra: str | None
     drivers: tuple[str, ...] = ()
     durable: bool = True
+    has_store: bool = True
 
 
 _BUILT_IN: Final[Mapping[str, _BuiltIn]] = MappingProxyType(
@@ -113,7 +114,9 @@ _BUILT_IN: Final[Mapping[str, _BuiltIn]] = MappingProxyType(
         "mongodb": _BuiltIn(
             "skeino.persistence.mongodb", "mongodb", ("pymongo", "bson", "langgraph.checkpoint.mongodb")
         ),
-        "redis": _BuiltIn("skeino.persistence.redis", "redis", ("redis", "redisvl", "langgraph.checkpoint.redis")),
+        "redis": _BuiltIn(
+            "skeino.persistence.redis", "redis", ("redis", "redisvl", "langgraph.checkpoint.redis"), has_store=False
+        ),
     }
 )
 
@@ -139,7 +142,7 @@ def register_checkpointer(
     """
 
     def register(builder: CheckpointerBuilderT) -> CheckpointerBuilderT:
-        name = _free_name(scheme, _checkpointers, replace, "register_checkpointer")
+        name = _free_name(scheme, {*_checkpointers, *_BUILT_IN}, replace, "register_checkpointer")
         _checkpointers[name] = (builder, durable)
         return builder
 
@@ -156,7 +159,8 @@ def register_metadata_store(
     """
 
     def register(builder: MetadataStoreBuilderT) -> MetadataStoreBuilderT:
-        _metadata_stores[_free_name(scheme, _metadata_stores, replace, "register_metadata_store")] = builder
+        taken = {*_metadata_stores, *(name for name, built_in in _BUILT_IN.items() if built_in.has_store)}
+        _metadata_stores[_free_name(scheme, taken, replace, "register_metadata_store")] = builder
         return builder
 
     return register
@@ -192,10 +196,22 @@ def metadata_store_builder(scheme: str) -> MetadataStoreBuilder | None:
     """The metadata store's builder of a normalised scheme, or None if the scheme has none."""
     if scheme in _metadata_stores:
         return _metadata_stores[scheme]
-    if scheme in _BUILT_IN and scheme not in _checkpointers:
-        builder: MetadataStoreBuilder | None = getattr(_load(scheme), "open_store", None)
+    if scheme in _BUILT_IN and _BUILT_IN[scheme].has_store and scheme not in _checkpointers:
+        builder: MetadataStoreBuilder = _load(scheme).open_store
         return builder
     return None
+
+
+def forgets_rows(scheme: str) -> bool:
+    """Whether the state of a normalised scheme outlives its threads and runs, as far as is known now.
+
+    True, too, of a scheme that nobody has registered yet.
+    """
+    if scheme in _metadata_stores:
+        return False
+    if scheme in _checkpointers:
+        return _checkpointers[scheme][1]
+    return scheme not in _BUILT_IN or (_BUILT_IN[scheme].durable and not _BUILT_IN[scheme].has_store)
 
 
 def is_built_in(scheme: str) -> bool:
@@ -235,11 +251,11 @@ def _load(scheme: str) -> Any:
         ) from exc
 
 
-def _free_name(scheme: str, registered: Mapping[str, Any], replace: bool, decorator: str) -> str:
+def _free_name(scheme: str, taken: Collection[str], replace: bool, decorator: str) -> str:
     name = normalised_scheme(scheme)
     if not name or not all(character.isalnum() or character in "+-._" for character in name):
         raise ConfigurationError(f"{scheme[:40]!r} is no scheme: use letters, digits, '+', '-', '.' and '_'.")
-    if not replace and (name in registered or name in _BUILT_IN):
+    if not replace and name in taken:
         raise ConfigurationError(
             f"The scheme {name!r} is registered already: choose another name, or say {decorator}(…, replace=True)."
         )

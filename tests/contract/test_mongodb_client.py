@@ -159,6 +159,16 @@ async def test_a_client_that_cannot_be_used_is_refused(mongodb_server: MongoServ
     await native.close()
 
 
+async def test_two_deployments_are_told_apart(
+    mongodb_uri: str, private_mongodb_server: LocalMongoServer, standalone_mongodb_server: LocalMongoServer
+) -> None:
+    for server in (private_mongodb_server, standalone_mongodb_server):
+        native = AsyncMongoClient[Any](server.dsn)
+        message = await refused(checkpointer_uri=mongodb_uri, checkpointer_options={"client": native})
+        assert "different deployments" in message
+        await native.close()
+
+
 @KINDS
 def test_a_client_of_another_event_loop_is_refused(mongodb_uri: str, motor: bool) -> None:
     async def make() -> Any:

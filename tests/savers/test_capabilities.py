@@ -1,5 +1,6 @@
 """Deleting by run, copying and pruning: what LangGraph's suite does not ask."""
 
+import asyncio
 from typing import Annotated, Any, TypedDict
 
 import pytest
@@ -183,6 +184,25 @@ async def test_nothing_is_copied_over_what_is_there(tracker: RunTracker, saver: 
     assert await everything(saver, "taken") == before
     with pytest.raises(InvalidInputError, match="onto itself"):
         await saver.acopy_thread("t", "t")
+
+
+async def test_two_copies_onto_one_thread_are_not_mixed(saver: Saver) -> None:
+    for number in range(4):
+        await plain(saver).ainvoke(said(f"from {number}"), config_of(f"s{number}"))
+    for turn in range(5):
+        copies = (saver.acopy_thread(f"s{number}", f"copy{turn}") for number in range(4))
+        outcomes = await asyncio.gather(*copies, return_exceptions=True)
+        assert [type(one) for one in outcomes if one is not None] == [ThreadExistsError] * 3
+        assert len(await checkpoints(saver, f"copy{turn}")) == 3
+
+
+async def test_writes_that_lost_their_checkpoint_do_not_hinder_a_copy(saver: Saver) -> None:
+    await plain(saver).ainvoke(said("hello"), config_of("t"))
+    (first, *_) = await checkpoints(saver, "t")
+    lost = config_of("copy", checkpoint_ns="", checkpoint_id=first.checkpoint["id"])
+    await saver.aput_writes(lost, [("messages", ["not the copy's"])], "task")
+    await saver.acopy_thread("t", "copy")
+    assert await everything(saver, "copy") == await everything(saver, "t")
 
 
 async def test_the_target_of_a_copy_becomes_the_owner_s(tracker: RunTracker, saver: Saver) -> None:

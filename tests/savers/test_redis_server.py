@@ -23,7 +23,14 @@ from skeino.errors import (
     StoreError,
     StoreUnavailableError,
 )
-from skeino.persistence import open_checkpointer, open_persistence
+from skeino.persistence import (
+    CheckpointerSpec,
+    InMemoryMetadataStore,
+    open_checkpointer,
+    open_persistence,
+    register_metadata_store,
+    registry,
+)
 from skeino.persistence.redis import history
 from skeino_asgi import RunMiddleware, RunTracker
 from tests.contract.test_mongodb_server import all_that_is_told, fails_to_open
@@ -63,6 +70,26 @@ async def test_owners_are_refused_where_a_restart_forgets_them(redis_dsn: str) -
     async with tracker.lifespan():
         with pytest.raises(ConfigurationError, match="owner= needs a durable list of threads"):
             tracker.run(thread_id="t", owner="ann")
+    needless = RunTracker(SkeinoSettings(checkpointer_scheme="memory", allow_ephemeral_metadata=True))
+    async with needless.lifespan(), needless.run(thread_id="t", owner="ann") as run:
+        assert run.owner == "ann"
+
+
+async def test_a_metadata_store_can_be_registered_beside_it(redis_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_metadata_stores", {})
+
+    @register_metadata_store("redis")
+    @asynccontextmanager
+    async def rows(spec: CheckpointerSpec) -> AsyncIterator[InMemoryMetadataStore]:
+        yield InMemoryMetadataStore()
+
+    tracker = RunTracker(SkeinoSettings(checkpointer_scheme="redis", checkpointer_uri=redis_dsn))
+    async with tracker.lifespan(), tracker.run(thread_id="t", owner="ann") as run:
+        await plain(tracker.checkpointer).ainvoke(said("hello"), run.config)
+    with pytest.raises(ConfigurationError, match="registered already"):
+        register_metadata_store("redis")(rows)
+    with pytest.raises(ConfigurationError, match="registered already"):
+        register_metadata_store("sqlite")(rows)
 
 
 async def test_a_server_that_is_down_is_named_in_seconds(caplog: pytest.LogCaptureFixture) -> None:

@@ -36,6 +36,7 @@ class CompleteInMemorySaver(InMemorySaver):
             raise ThreadExistsError(target_exists(target))
         if not self._has_checkpoints(source):
             return
+        InMemorySaver.delete_thread(self, target)  # writes that have no checkpoint
         for key, writes in [*self.writes.items()]:
             if key[0] == source:
                 self.writes[(target, *key[1:])] = dict(writes)

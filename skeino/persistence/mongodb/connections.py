@@ -289,6 +289,8 @@ async def _connected(database: MongoDatabase) -> bool:
     try:
         async with database.operation():
             hello = await database.client.admin.command("hello")
+        if not await database.in_thread(lambda: _is_same(hello, database.blocking_client.admin.command("hello"))):
+            raise ConfigurationError("checkpointer_uri and the client of option client are of different deployments.")
     except (StoreError, ConfigurationError) as exc:
         failed = type(exc)(str(exc))
     except RuntimeError as exc:  # PyMongo's own words for it
@@ -298,6 +300,14 @@ async def _connected(database: MongoDatabase) -> bool:
     else:
         return "setName" in hello or hello.get("msg") == "isdbgrid"
     raise failed  # without the driver's own error behind it
+
+
+def _is_same(one: Document, other: Document) -> bool:
+    """Whether two answers to "hello" may be of one deployment; of a sharded cluster any two routers are."""
+    if "setName" in one or "setName" in other:
+        return one.get("setName") == other.get("setName") and bool({*one["hosts"]} & {*other["hosts"]})
+    processes = [answer.get("topologyVersion", {}).get("processId") for answer in (one, other)]
+    return "isdbgrid" in (one.get("msg"), other.get("msg")) or None in processes or processes[0] == processes[1]
 
 
 def _code(exc: Exception) -> str:

@@ -66,11 +66,15 @@ def copy_thread(saver: MongoDBSaver, database: MongoDatabase, source_thread_id: 
         ThreadExistsError: the target has checkpoints already.
     """
     source, target = checked_copy(source_thread_id, target_thread_id)
+    mark = {"thread_id": target, "checkpoint_ns": "", "checkpoint_id": ""}
 
     def copy(session: Session) -> None:
         if saver.checkpoint_collection.find_one({"thread_id": target}, {"_id": 1}, session=session):
             raise ThreadExistsError(target_exists(target))
         if session is not None:
+            # Two that copy onto one thread at the same time conflict over this document: the later one starts again.
+            saver.checkpoint_collection.update_one(mark, {"$set": {"copying": True}}, upsert=True, session=session)
+            saver.checkpoint_collection.delete_one(mark, session=session)
             saver.writes_collection.delete_many({"thread_id": target}, session=session)  # they are of no checkpoint
         for documents in _copies(saver.writes_collection, source, target, session):
             with _those_that_are_there(leave=session is None):  # by a copy that was broken off, or another's

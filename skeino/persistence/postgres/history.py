@@ -55,22 +55,26 @@ WHERE b.thread_id = %(thread_id)s AND b.checkpoint_ns = %(namespace)s
     AND b.channel = garbage.channel AND b.version = garbage.version
 """
 
-_ONE_SNAPSHOT: Final = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"
+# Of this transaction only, so that it passes a pooler. The number keeps it apart from other people's locks.
+_LOCK_TARGET: Final = "SELECT pg_advisory_xact_lock(1936418155, hashtext(%(target)s))"
 
 _HAS_CHECKPOINTS: Final = "SELECT 1 FROM checkpoints WHERE thread_id = %(target)s LIMIT 1"
 
+# Each statement sees what was committed by then: what a checkpoint needs was committed with it, or follows.
 _COPY: Final = (
-    """
-    INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
-    SELECT %(target)s, checkpoint_ns, channel, version, type, blob
-    FROM checkpoint_blobs WHERE thread_id = %(source)s
-    """,
+    "DELETE FROM checkpoint_writes WHERE thread_id = %(target)s",  # of no checkpoint
+    "DELETE FROM checkpoint_blobs WHERE thread_id = %(target)s",
     """
     INSERT INTO checkpoints (
         thread_id, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, checkpoint, metadata
     )
     SELECT %(target)s, checkpoint_ns, checkpoint_id, parent_checkpoint_id, type, checkpoint, metadata
     FROM checkpoints WHERE thread_id = %(source)s
+    """,
+    """
+    INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
+    SELECT %(target)s, checkpoint_ns, channel, version, type, blob
+    FROM checkpoint_blobs WHERE thread_id = %(source)s
     """,
     """
     INSERT INTO checkpoint_writes (
@@ -84,6 +88,9 @@ _COPY: Final = (
 
 async def delete_for_runs(connection: Connection, run_ids: list[str]) -> None:
     """Delete what these runs wrote, in all threads. Reads the metadata of all checkpoints: there is no index.
+
+    A run that is active on one of the threads must be waited for: a checkpoint that it commits meanwhile would lose the
+    values that it shares with a deleted one.
 
     Raises:
         DeltaChannelError: what stays could not be rebuilt.
@@ -104,7 +111,7 @@ async def copy_thread(connection: Connection, source: str, target: str) -> None:
     """
     values = {"source": source, "target": target}
     async with connection.transaction():
-        await connection.execute(_ONE_SNAPSHOT)
+        await connection.execute(_LOCK_TARGET, values)
         found = await connection.execute(_HAS_CHECKPOINTS, values)
         if await found.fetchone() is not None:
             raise ThreadExistsError(target_exists(target))

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
@@ -170,6 +170,8 @@ def _translated(exc: RedisError, place: str) -> StoreError | InvalidInputError:
         return SchemaError(f"The user may not do this on Redis at {place}: grant it the commands of Search and JSON.")
     if isinstance(exc, DataError):
         return InvalidInputError(f"Redis cannot store one of the values ({type(exc).__name__}).")
+    if "no such index" in str(exc).lower() or "unknown index" in str(exc).lower():
+        return SchemaError(f"Redis at {place} has lost skeino's indexes: start again with setup_schema=True.")
     return StoreError(f"Redis at {place} refused the operation ({type(exc).__name__}).")
 
 
@@ -206,6 +208,10 @@ def _address_of(spec: CheckpointerSpec) -> tuple[str, str]:
             "set checkpointer_scheme to match it, or begin it with redis://, rediss:// or unix://."
         )
     place = _place_of(uri)
+    if place is not None and "protocol" in parse_qs(urlsplit(uri).query):
+        raise ConfigurationError(
+            "checkpointer_uri sets protocol, with which redis-py answers searches in another form: leave it out."
+        )
     if place is None:
         raise ConfigurationError(
             "checkpointer_uri is no Redis URI: write redis://user@host:6379, and percent-encode special characters of "
@@ -235,17 +241,19 @@ def _pool(uri: str, options: dict[str, Any]) -> BlockingConnectionPool:
         ConfigurationError: redis-py refuses the URI's options.
     """
     try:
-        return BlockingConnectionPool.from_url(
+        pool = BlockingConnectionPool.from_url(
             uri,
             max_connections=options["pool_max_size"],
             timeout=options["pool_timeout"],
             socket_connect_timeout=options["connect_timeout"],
-            socket_timeout=None,  # with one, redis-py on Python 3.11 swallows cancellations; `operation` is the bound
             socket_keepalive=True,
             retry=Retry(ExponentialBackoff(cap=0.5, base=0.05), _RETRIES),
             retry_on_error=[RedisConnectionError, RedisTimeoutError],
             client_name="skeino",
         )
+        # With a time limit of its own redis-py on Python 3.11 swallows cancellations; `operation` has one.
+        pool.connection_kwargs["socket_timeout"] = None
+        return pool
     except (ValueError, TypeError, RedisError) as exc:
         problem = type(exc).__name__
     raise ConfigurationError(f"redis-py refuses the options of checkpointer_uri ({problem}).")

@@ -8,10 +8,11 @@ RediSearch finds no empty strings.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from langgraph.checkpoint.base import PendingWrite, get_checkpoint_id, writes_sort_key
+from langgraph.checkpoint.base import CheckpointTuple, PendingWrite, get_checkpoint_id, writes_sort_key
 from langgraph.checkpoint.redis.key_registry import CheckpointKeyRegistry
 from langgraph.checkpoint.redis.util import (
     from_storage_safe_id,
@@ -20,7 +21,8 @@ from langgraph.checkpoint.redis.util import (
     to_storage_safe_id,
     to_storage_safe_str,
 )
-from redis.commands.search.query import Query
+from redis.commands.search.aggregation import AggregateRequest
+from redis.exceptions import WatchError
 
 from skeino.errors import ThreadExistsError
 from skeino.persistence.pruning import CheckpointOutline, all_but_latest, of_runs, target_exists
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from langgraph.checkpoint.redis.aio import AsyncRedisSaver
 
 _PAGE: Final = 1000
+_COPY_SECONDS: Final = 300  # a process that dies while it copies holds its target no longer
 _SEPARATOR: Final = "\x1f"  # no id has it: it cannot be printed
 
 
@@ -62,7 +65,7 @@ async def places(
     end = None if before is None else get_checkpoint_id(before)
     found = [
         (from_storage_safe_id(one["checkpoint_id"]), one)
-        async for _, one in _search(saver, saver.checkpoints_index.name, wanted, _PLACE)
+        for _, one in await _search(saver, saver.checkpoints_index.name, wanted, _PLACE)
     ]
     found.sort(key=lambda one: one[0], reverse=True)
     return [
@@ -76,6 +79,22 @@ async def places(
         for checkpoint_id, one in found
         if end is None or checkpoint_id < end
     ]
+
+
+async def is_at_its_place(saver: AsyncRedisSaver, found: CheckpointTuple) -> bool:
+    """Whether a checkpoint that was read is of the thread and namespace asked for.
+
+    A key is both and an id, joined by colons: thread "a" with namespace "b:c" has the key of thread "a:b" with "c".
+    """
+    place = found.config["configurable"]
+    if ":" not in place["thread_id"] and ":" not in place["checkpoint_ns"]:
+        return True
+    key = saver._make_redis_checkpoint_key(place["thread_id"], place["checkpoint_ns"], place["checkpoint_id"])
+    stored: Any = await saver._redis.json().get(key, "$.thread_id", "$.checkpoint_ns")
+    return stored is not None and (stored["$.thread_id"], stored["$.checkpoint_ns"]) == (
+        [to_storage_safe_id(place["thread_id"])],
+        [to_storage_safe_str(place["checkpoint_ns"])],
+    )
 
 
 async def pending_writes(
@@ -112,7 +131,7 @@ async def delete_for_runs(saver: AsyncRedisSaver, run_ids: list[str]) -> None:
     threads: dict[str, None] = {}
     for run_id in run_ids:
         wanted = {"run_id": to_storage_safe_id(run_id)}
-        async for _, one in _search(saver, saver.checkpoints_index.name, wanted, ("thread_id",)):
+        for _, one in await _search(saver, saver.checkpoints_index.name, wanted, _PLACE):
             threads[from_storage_safe_id(one["thread_id"])] = None
     gone = {thread_id: of_runs(await _outlines(saver, thread_id), run_ids) for thread_id in threads}
     for thread_id, outlines in gone.items():
@@ -140,14 +159,28 @@ async def copy_thread(saver: AsyncRedisSaver, source: str, target: str) -> None:
     Raises:
         ThreadExistsError: the target has checkpoints already.
     """
-    client: Any = saver._redis
-    of_target = {"thread_id": to_storage_safe_id(target)}
-    async for _ in _search(saver, saver.checkpoints_index.name, of_target, ("thread_id",)):
+    client, mark = saver._redis, f"skeino_copy:{target}"
+    if not await client.set(mark, "1", nx=True, ex=_COPY_SECONDS):  # somebody copies onto it
         raise ThreadExistsError(target_exists(target))
-    of_source = {"thread_id": to_storage_safe_id(source)}
+    try:
+        if await _outlines(saver, target):
+            raise ThreadExistsError(target_exists(target))
+        await delete_thread(saver, target)  # writes that have no checkpoint
+        try:
+            await _copy(saver, source, target)
+        except BaseException:
+            await delete_thread(saver, target)  # which is not there yet for its readers
+            raise
+    finally:
+        await client.delete(mark)
+
+
+async def _copy(saver: AsyncRedisSaver, source: str, target: str) -> None:
+    client: Any = saver._redis
+    of_source, of_target = ({"thread_id": to_storage_safe_id(thread_id)} for thread_id in (source, target))
     namespaces = set()
     for index in (saver.checkpoint_writes_index, saver.checkpoints_index):
-        keys = [key async for key, _ in _search(saver, index.name, of_source, ("thread_id",))]
+        keys = [key for key, _ in await _search(saver, index.name, of_source, _PLACE)]
         for some in _chunks(keys):
             async with client.pipeline(transaction=False) as reading:
                 for key in some:
@@ -188,9 +221,9 @@ async def _outlines(saver: AsyncRedisSaver, thread_id: str) -> list[CheckpointOu
             from_storage_safe_str(one["checkpoint_ns"]),
             from_storage_safe_id(one["checkpoint_id"]),
             from_storage_safe_id(one.get("parent_checkpoint_id") or "") or None,
-            json.loads(one.get("$.metadata") or "{}"),
+            json.loads(one.get("metadata") or "{}"),
         )
-        async for _, one in _search(saver, saver.checkpoints_index.name, wanted, fields)
+        for _, one in await _search(saver, saver.checkpoints_index.name, wanted, fields)
     ]
 
 
@@ -209,46 +242,78 @@ async def _delete(
     latest: dict[str, str] = {}
     for one in left:
         latest[one.namespace] = max(one.checkpoint_id, latest.get(one.namespace, ""))
-    of_thread = {"thread_id": to_storage_safe_id(thread_id)}
-    keys = []
-    async for key, write in _search(saver, saver.checkpoint_writes_index.name, of_thread, _PLACE):
-        place = (from_storage_safe_str(write["checkpoint_ns"]), from_storage_safe_id(write["checkpoint_id"]))
-        if everything or place in deleted:
-            keys += [key, CheckpointKeyRegistry.make_write_keys_zset_key(thread_id, *place)]
-    keys += [saver._make_redis_checkpoint_key(thread_id, *place) for place in deleted]
+    keys = {saver._make_redis_checkpoint_key(thread_id, *place) for place in deleted}
+    for namespace in {namespace for namespace, _ in deleted}:
+        await _turn_pointer(saver, thread_id, namespace, latest.get(namespace), keys)
     async with client.pipeline(transaction=True) as pipeline:
-        for namespace in {namespace for namespace, _ in deleted}:
-            pointer = saver._make_redis_checkpoint_latest_key(thread_id, namespace)
-            if namespace in latest:
-                pipeline.set(pointer, saver._make_redis_checkpoint_key(thread_id, namespace, latest[namespace]))
-            else:
-                pipeline.delete(pointer)
         for one in left:
             if (one.namespace, one.parent_id) in deleted:
                 key = saver._make_redis_checkpoint_key(thread_id, one.namespace, one.checkpoint_id)
                 pipeline.json().set(key, "$.parent_checkpoint_id", "")
         await pipeline.execute()
-    for some in _chunks(keys):
+    of_thread = {"thread_id": to_storage_safe_id(thread_id)}
+    for key, write in await _search(saver, saver.checkpoint_writes_index.name, of_thread, _PLACE):
+        place = (from_storage_safe_str(write["checkpoint_ns"]), from_storage_safe_id(write["checkpoint_id"]))
+        if everything or place in deleted:
+            registry = CheckpointKeyRegistry.make_write_keys_zset_key(thread_id, *place)
+            keys |= {key, registry, saver._make_redis_checkpoint_key(thread_id, *place)}  # the last may be a stub
+    for some in _chunks([*keys]):
         await client.delete(*some)
 
 
-async def _search(
-    saver: AsyncRedisSaver, index: str, wanted: dict[str, str], fields: Sequence[str]
-) -> AsyncIterator[_Document]:
-    """The documents whose tags equal what is wanted: values go as parameters, so that none is read as a query."""
-    text = " ".join(f"@{name}:{{${name}}}" for name in wanted) or "*"
-    found = saver._redis.ft(index)
-    offset = 0
-    while True:
-        # No limit of the server's own (500 ms), at which it answers with a part and does not say so; the operation has
-        # one.
-        query = Query(text).return_fields(*fields).paging(offset, _PAGE).timeout(0).dialect(2)
-        documents = (await found.search(query, query_params=dict(wanted))).docs
-        for document in documents:
-            yield _Document(document.id, dict(document.__dict__))
-        if len(documents) < _PAGE:
+async def _turn_pointer(
+    saver: AsyncRedisSaver, thread_id: str, namespace: str, latest: str | None, deleted: Collection[str]
+) -> None:
+    """Point at the latest checkpoint that stays, but only away from one that goes: a newer one may have come."""
+    pointer = saver._make_redis_checkpoint_latest_key(thread_id, namespace)
+    pipeline: Any = saver._redis.pipeline(transaction=True)
+    async with pipeline:
+        await pipeline.watch(pointer)
+        if safely_decode(await pipeline.get(pointer)) not in deleted:
             return
-        offset += _PAGE
+        pipeline.multi()
+        if latest is None:
+            pipeline.delete(pointer)
+        else:
+            pipeline.set(pointer, saver._make_redis_checkpoint_key(thread_id, namespace, latest))
+        with suppress(WatchError):  # it points elsewhere by now
+            await pipeline.execute()
+
+
+async def _search(saver: AsyncRedisSaver, index: str, wanted: dict[str, str], fields: Sequence[str]) -> list[_Document]:
+    """The documents whose tags equal what is wanted: values go as parameters, so that none is read as a query.
+
+    By a cursor: what is written meanwhile shifts the pages of a search by numbers, so that some would be left out. A
+    document that is written anew while the cursor runs may come twice. RediSearch takes no notice of spaces at a tag's
+    ends: what is found is compared once more.
+    """
+    request = _WholeAnswer(" ".join(f"@{name}:{{${name}}}" for name in wanted) or "*")
+    loaded = [part for name in {*fields, *wanted} for part in (name, *_AS.get(name, ()))]
+    request.load("@__key", *loaded).cursor(count=_PAGE).dialect(2)
+    client: Any = saver._redis.ft(index)  # redis-py's types name what it answers, where they mean what is asked
+    found: dict[str, _Document] = {}
+    page: Any = await client.aggregate(request, query_params={name: value.strip() for name, value in wanted.items()})
+    while True:
+        for row in page.rows:
+            values = [safely_decode(value) for value in row]
+            document = dict(zip(values[::2], values[1::2], strict=True))
+            key = document.pop("__key")
+            # Without its place it is a stub, which writes without their checkpoint leave.
+            if _PLACE[0] in document and all(document.get(name) == value for name, value in wanted.items()):
+                found[key] = _Document(key, document)
+        if page.cursor is None or not page.cursor.cid:
+            return [*found.values()]
+        page = await client.aggregate(page.cursor)
+
+
+class _WholeAnswer(AggregateRequest):
+    """Without the server's own limit in time (500 ms), at which it answers with a part and does not say so."""
+
+    def build_args(self) -> list[str]:
+        return [*super().build_args(), "TIMEOUT", "0"]
+
+
+_AS: Final = {"$.metadata": ("AS", "metadata")}
 
 
 def _chunks(keys: list[str]) -> Iterable[list[str]]:

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from langgraph.checkpoint.redis.aio import AsyncRedisSaver
+from langgraph.checkpoint.redis.util import EMPTY_ID_SENTINEL, EMPTY_STRING_SENTINEL
 from redisvl.exceptions import RedisVLError
 
 from skeino.errors import InvalidInputError, SchemaError
@@ -14,7 +15,7 @@ from skeino.persistence.cancellation import to_its_end
 from skeino.persistence.pruning import checked_copy, checked_prune, checked_run_ids
 from skeino.persistence.redis import history
 from skeino.persistence.redis.connections import RedisDatabase
-from skeino.persistence.redis.serializer import StrictRedisSerializer
+from skeino.persistence.redis.serializer import FaithfulRedisSerializer, is_packed
 from skeino.persistence.stamping import RunStampMixin
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class RedisDatabaseSaver(AsyncRedisSaver):
 
     def __init__(self, database: RedisDatabase) -> None:
         super().__init__(redis_client=database.client)
-        self.serde = StrictRedisSerializer()
+        self.serde: FaithfulRedisSerializer = FaithfulRedisSerializer()
         self.database = database
 
     @property
@@ -84,8 +85,13 @@ class RedisDatabaseSaver(AsyncRedisSaver):
     # ── Asynchronous ─────────────────────────────────────────────────────────────────────────────────────
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        _refuse_stand_ins(config)
         async with self.database.operation():
-            return await super().aget_tuple(config)
+            found = await super().aget_tuple(config)
+            # Without an id it is a stub, which the stock saver makes of writes whose checkpoint is not there.
+            if found is None or not found.checkpoint.get("id"):
+                return None
+            return found if await history.is_at_its_place(self, found) else None
 
     async def alist(
         self,
@@ -114,6 +120,7 @@ class RedisDatabaseSaver(AsyncRedisSaver):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
+        _refuse_stand_ins(config)
         # The run id by which the index finds it is the metadata's, whatever a caller's config says.
         plain = {name: value for name, value in config["configurable"].items() if name != "run_id"}
         changed = cast("RunnableConfig", {**config, "configurable": plain})
@@ -130,6 +137,7 @@ class RedisDatabaseSaver(AsyncRedisSaver):
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
+        _refuse_stand_ins(config)
         async with self.database.operation():
             await super().aput_writes(config, writes, task_id, task_path)
 
@@ -144,8 +152,12 @@ class RedisDatabaseSaver(AsyncRedisSaver):
 
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         source, target = checked_copy(source_thread_id, target_thread_id)
-        async with self.database.operation():
-            await history.copy_thread(self, source, target)
+
+        async def copy() -> None:
+            async with self.database.operation():
+                await history.copy_thread(self, source, target)
+
+        await to_its_end(copy())
 
     async def aprune(  # type: ignore[override]  # the stock saver's further arguments are not LangGraph's
         self, thread_ids: Sequence[str], *, strategy: str = "keep_latest"
@@ -158,6 +170,9 @@ class RedisDatabaseSaver(AsyncRedisSaver):
         self, thread_id: str, checkpoint_ns: str = "", checkpoint_id: str = ""
     ) -> list[PendingWrite]:
         return await history.pending_writes(self, thread_id, checkpoint_ns, checkpoint_id)
+
+    def _recursive_deserialize(self, obj: Any) -> Any:
+        return self.serde.unpacked(obj) if is_packed(obj) else super()._recursive_deserialize(obj)
 
     # ── Blocking, from another thread than the event loop's ──────────────────────────────────────────────
 
@@ -201,6 +216,16 @@ class RedisDatabaseSaver(AsyncRedisSaver):
         operation.close()
         where = "on its own event loop" if here is loop else "on an event loop"
         raise InvalidInputError(f"A blocking method of the checkpointer was called {where}: use the asynchronous one.")
+
+
+def _refuse_stand_ins(config: RunnableConfig) -> None:
+    """The stock saver stores these two for what is empty."""
+    configurable = config["configurable"]
+    if configurable.get("checkpoint_ns") == EMPTY_STRING_SENTINEL or EMPTY_ID_SENTINEL in (
+        configurable["thread_id"],
+        configurable.get("checkpoint_id"),
+    ):
+        raise InvalidInputError("Redis keeps that id for an empty one: choose another.")
 
 
 def _has(metadata: CheckpointMetadata, wanted: dict[str, Any] | None) -> bool:

@@ -1,19 +1,48 @@
-"""LangGraph's serializer for Redis, with strict mode kept."""
+"""LangGraph's serializer for Redis, with what it loses kept, and strict mode too."""
 
 from __future__ import annotations
 
-from typing import Any
+import base64
+import math
+from collections import deque
+from datetime import date, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from typing import Any, Final
+from uuid import UUID
 
 from langgraph.checkpoint.redis.jsonplus_redis import JsonPlusRedisSerializer
 from langgraph.checkpoint.serde._msgpack import SAFE_MSGPACK_TYPES
+from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+
+PACKED: Final = "__msgpack__"
+"""The one key of a dictionary that stands for a value which JSON does not keep: its msgpack, in base64."""
+
+_LOSSY: Final = (Decimal, date, time, timedelta, UUID, Enum, frozenset, deque, bytearray, complex)
+_MEANT: Final = frozenset({PACKED, "lc", "__bytes__", "__send__", "__interrupt__", "__delta_snapshot__"})
 
 
-class StrictRedisSerializer(JsonPlusRedisSerializer):
-    """Under `LANGGRAPH_STRICT_MSGPACK`, only listed classes are imported and built.
+class FaithfulRedisSerializer(JsonPlusRedisSerializer):
+    """State is JSON in Redis. This keeps what becomes another value there, and obeys `LANGGRAPH_STRICT_MSGPACK`.
 
-    State is JSON in Redis, and a dictionary in it may name a class: `{"lc": 2, "type": "constructor", "id": […]}`. The
-    stock serializer imports the module of any such name, in strict mode as well, and a user's message may hold one.
+    The stock serializer stores `Decimal("1.10")` so that it is read as 0, NaN as null, a time as text; and it takes a
+    dictionary that a user sent for one of its own marks, `{"lc": 2, "type": "constructor", "id": […]}` for one, whose
+    module it imports, in strict mode as well. Such values are stored as LangGraph's msgpack here, inside the JSON.
     """
+
+    def _preprocess_redis_json(self, obj: Any, **how: Any) -> Any:
+        if _is_lost_in_json(obj):
+            kind, data = JsonPlusSerializer.dumps_typed(self, obj)
+            return {PACKED: [kind, base64.b64encode(data).decode()]}
+        return super()._preprocess_redis_json(obj, **how)
+
+    def _revive_if_needed(self, obj: Any) -> Any:
+        return self.unpacked(obj) if is_packed(obj) else super()._revive_if_needed(obj)
+
+    def unpacked(self, obj: dict[str, Any]) -> Any:
+        """The value that stands packed in the JSON."""
+        kind, data = obj[PACKED]
+        return JsonPlusSerializer.loads_typed(self, (kind, base64.b64decode(data)))
 
     def _constructor_class(self, obj: dict[str, Any]) -> type[Any]:
         allowed, name = self._allowed_msgpack_modules, obj.get("id")
@@ -23,3 +52,17 @@ class StrictRedisSerializer(JsonPlusRedisSerializer):
             if key not in SAFE_MSGPACK_TYPES and key not in (allowed or ()):
                 raise ValueError("the class is not listed")  # the stock serializer leaves the dictionary as it is then
         return super()._constructor_class(obj)
+
+
+def is_packed(obj: Any) -> bool:
+    return isinstance(obj, dict) and len(obj) == 1 and isinstance(obj.get(PACKED), list)
+
+
+def _is_lost_in_json(obj: Any) -> bool:
+    if isinstance(obj, float):
+        return not math.isfinite(obj)
+    if isinstance(obj, int):
+        return not isinstance(obj, bool) and not -(2**63) <= obj < 2**64
+    if isinstance(obj, dict):
+        return any(not isinstance(key, str) or key in _MEANT for key in obj)
+    return isinstance(obj, _LOSSY)

@@ -21,9 +21,12 @@ from skeino.persistence.pruning import (
     target_exists,
 )
 
+# Metadata with a NaN in it, which is no JSON, is read to see.
 _THREADS_OF_RUNS: Final = """
 SELECT DISTINCT thread_id FROM checkpoints
-WHERE json_extract(CAST(metadata AS TEXT), '$.run_id') IN (SELECT value FROM json_each(?))
+WHERE CASE WHEN json_valid(CAST(metadata AS TEXT))
+    THEN json_extract(CAST(metadata AS TEXT), '$.run_id') IN (SELECT value FROM json_each(?))
+    ELSE metadata IS NOT NULL END
 """
 
 _OUTLINES: Final = """
@@ -83,6 +86,7 @@ def copy_thread(connection: sqlite3.Connection, source_thread_id: str, target_th
     source, target = checked_copy(source_thread_id, target_thread_id)
     if connection.execute(_HAS_CHECKPOINTS, (target,)).fetchone():
         raise ThreadExistsError(target_exists(target))
+    connection.execute("DELETE FROM writes WHERE thread_id = ?", (target,))  # of no checkpoint
     for statement in _COPY:
         connection.execute(statement, {"source": source, "target": target})
 
