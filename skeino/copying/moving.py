@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 
 from skeino.copying.report import CopyReport, OnProgress
 from skeino.copying.rows import compare_rows, copy_rows
-from skeino.copying.state import copy_state, count_state, opaque
+from skeino.copying.state import copy_state, count_state, opaque, strangers
 from skeino.errors import ConfigurationError
 from skeino.persistence.opening import open_persistence
 from skeino.persistence.registry import (
@@ -87,7 +87,9 @@ async def _copy(
             if await here.inventory.aidentity() == await there.inventory.aidentity():
                 raise ConfigurationError("Source and target are the same database: name another target.")
             report = CopyReport()
-            await copy_rows(here.store, there.store, report, on_progress)
+            await copy_rows(
+                here.store, there.store, report, on_progress, strangers=lambda ids: strangers(here, there, ids)
+            )
             await copy_state(here, there, report, concurrency=concurrency, on_progress=on_progress)
             await compare_rows(here.store, there.store, report, on_progress)
             return report

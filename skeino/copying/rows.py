@@ -17,20 +17,29 @@ PAGE: Final = 200
 
 
 async def copy_rows(
-    source: MetadataStoreProtocol, target: MetadataStoreProtocol | None, report: CopyReport, on_progress: OnProgress
+    source: MetadataStoreProtocol,
+    target: MetadataStoreProtocol | None,
+    report: CopyReport,
+    on_progress: OnProgress,
+    *,
+    strangers: Callable[[Sequence[str]], Awaitable[set[str]]] | None = None,
 ) -> None:
     """Put the source's threads back at the target, then its runs; without a target, count them.
 
-    The runs of a thread whose id is another thread's at the target stay behind.
+    The runs of a thread whose id is another thread's at the target stay behind. So does a thread that `strangers`
+    names: of its id the target has state that is no copy, which would become the property of its owner.
     """
     others: set[str] = set()
     async for threads in pages_of(source.search_threads):
         report.threads.found += len(threads)
         if target is not None:
-            new = await _restored(target.restore_threads, threads, report)
+            left = set() if strangers is None else await strangers([row["thread_id"] for row in threads])
+            moving_threads = [row for row in threads if row["thread_id"] not in left]
+            new = await _restored(target.restore_threads, moving_threads, report)
             report.threads.copied += new
-            if new < len(threads):
-                others |= await _other_threads(threads, target)
+            others |= left
+            if new < len(moving_threads):
+                others |= await _other_threads(moving_threads, target)
         on_progress(CopyProgress("threads", report.threads.found, None))
     async for runs in pages_of(source.search_runs):
         report.runs.found += len(runs)

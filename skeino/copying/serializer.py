@@ -8,6 +8,7 @@ import: LangGraph's own serializer gives None or raw data in its place. Here an 
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from typing import Any, Final
 
 import ormsgpack
@@ -78,6 +79,9 @@ def sealed(value: Any) -> Any:
     PostgreSQL's saver keeps plain numbers and texts as JSON, which has no NaN and no NUL, and gives 1e23 back as an
     integer. What is sealed it stores as LangGraph's own bytes.
     """
+    if isinstance(value, int) and not -(2**63) <= value < 2**64 and abs(value) < 10**308:
+        number = float(value)  # which it was, as text: msgpack has no such integers
+        value = number if int(Decimal(repr(number))) == value else value
     if isinstance(value, float) or (isinstance(value, str) and "\x00" in value):
         return Sealed("msgpack", _pack(value))
     return value
@@ -87,6 +91,8 @@ def _pack(value: Any) -> bytes:
     try:
         return ormsgpack.packb(value, default=_default, option=_OPTION)
     except TypeError as exc:
+        if "64-bit" in str(exc):
+            raise InvalidInputError("A number has more than 64 bits, which no msgpack can hold.") from None
         raise InvalidInputError(
             "A value is in an older or an encrypted format, which cannot stand in a checkpoint that is stored whole."
         ) from exc

@@ -76,6 +76,16 @@ async def copy_state(
             raise _first(group) from None
 
 
+async def strangers(source: Side, target: Side, thread_ids: Sequence[str]) -> set[str]:
+    """Those of which the target has state that is not a copy of the source's."""
+    found = set()
+    for thread_id in thread_ids:
+        there = await target.inventory.ainventory(thread_id)
+        if there and not there.keys() <= (await source.inventory.ainventory(thread_id)).keys():
+            found.add(thread_id)
+    return found
+
+
 async def count_state(source: Side, report: CopyReport, *, on_progress: OnProgress) -> None:
     """Count what `copy_state` would copy."""
     async for page in _pages_of_threads(source.inventory):
@@ -93,6 +103,8 @@ async def _copy_thread(source: Side, target: Side, thread_id: str, report: CopyR
     report.pending_writes.found += sum(here.values())
     await _refuse_another_thread(source, target, thread_id)
     there = await target.inventory.ainventory(thread_id)
+    if not there.keys() <= here.keys():
+        raise InvalidInputError("the target has other state of that id.")
     reasons: dict[str, None] = {}
     stored: set[tuple[str, str, Any]] = set()  # namespace, channel, version: PostgreSQL has each value once
     for namespace, checkpoint_id in sorted(here, key=lambda place: place[1]):  # parents first, for ids grow with time

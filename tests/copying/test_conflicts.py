@@ -4,10 +4,12 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any, TypedDict
 
 import psycopg
 import pytest
 from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.graph import START, StateGraph
 
 from skeino import ConfigurationError, SchemaError, SkeinoSettings, StoreUnavailableError
 from skeino.copying import copy_persistence, survey
@@ -16,7 +18,7 @@ from skeino.persistence.registry import _checkpointers
 from skeino_asgi import RunTracker
 from tests.copying.conftest import Places
 from tests.copying.house import all_rows, all_state, furnish
-from tests.savers.graphs import config_of, plain, said
+from tests.savers.graphs import Saver, config_of, plain, said
 from tests.servers.postgres import with_parameters
 
 
@@ -48,6 +50,54 @@ async def test_another_thread_of_the_same_id_is_not_mixed_with_it(place: Places,
         assert thread["owner"] == owner
         runs = await there.metadata_store.search_runs(thread_id="t1")
         assert len(runs) == 1
+
+
+@pytest.mark.parametrize("tracked", [True, False], ids=["the source has a row", "neither has a row"])
+async def test_state_of_the_target_without_a_row_is_left_alone_and_becomes_nobody_s(
+    place: Places, tracked: bool
+) -> None:
+    source, target = place("sqlite"), place("sqlite")
+    if tracked:
+        await talk(source, "t1", "of the source", owner="ada")
+    else:
+        async with open_persistence(source) as here:
+            await plain(here.checkpointer).ainvoke(said("of the source"), config_of("t1"))
+    await talk(source, "t2", "of the source")
+    async with open_persistence(target) as there:
+        await plain(there.checkpointer).ainvoke(said("bob's secret"), config_of("t1"))
+        before = await all_state(there, ["t1"])
+
+    report = await copy_persistence(source, target)
+
+    assert not report.verified
+    assert any("'t1'" in one and "other state of that id" in one for one in report.differences), report.differences
+    async with open_persistence(target) as there:
+        assert await all_state(there, ["t1"]) == before
+        assert await there.metadata_store.get_thread("t1") is None
+        assert await there.metadata_store.search_runs(thread_id="t1") == []
+        assert len(await there.metadata_store.search_runs(thread_id="t2")) == 1
+
+
+async def test_a_large_number_of_postgresql_arrives_as_the_float_that_it_was(place: Places) -> None:
+    source, target = place("postgres"), place("sqlite")
+
+    class Numbers(TypedDict):
+        x: float
+
+    def graph(saver: Saver) -> Any:
+        builder = StateGraph(Numbers)
+        builder.add_node("grow", lambda state: {"x": state["x"] * 10})
+        builder.add_edge(START, "grow")
+        return builder.compile(checkpointer=saver)
+
+    async with open_persistence(source) as here:
+        await graph(here.checkpointer).ainvoke({"x": 1e23}, config_of("t"))
+
+    report = await copy_persistence(source, target)
+
+    assert report.verified, report.differences
+    async with open_persistence(target) as there:
+        assert (await graph(there.checkpointer).aget_state(config_of("t"))).values == {"x": 1e24}
 
 
 async def test_state_without_a_row_is_not_mixed_with_a_thread_of_the_target(place: Places) -> None:
