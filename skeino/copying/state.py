@@ -139,10 +139,12 @@ async def _copy_checkpoint(
         raise InvalidInputError(
             f"A checkpoint is stored in the format {found.checkpoint.type!r}, which only its application can read."
         )
+    values = {name: sealed(value) for name, value in found.checkpoint["channel_values"].items()}
     checkpoint = with_versions(
-        found.checkpoint, texts=counts_in_texts(target.saver), dump=target.saver.serde.dumps_typed
+        {**found.checkpoint, "channel_values": values},
+        texts=counts_in_texts(target.saver),
+        dump=target.saver.serde.dumps_typed,
     )
-    checkpoint["channel_values"] = {name: sealed(value) for name, value in checkpoint["channel_values"].items()}
     namespace = config["configurable"]["checkpoint_ns"]
     new = {
         channel: version
