@@ -159,6 +159,13 @@ async def test_a_client_that_cannot_be_used_is_refused(mongodb_server: MongoServ
     await native.close()
 
 
+async def test_closing_the_saver_closes_no_client(mongodb_uri: str) -> None:
+    async with opened(mongodb_uri, motor=True) as persistence:
+        persistence.checkpointer.close()  # type: ignore[attr-defined]
+        await finished(persistence.metadata_store, "t")
+        await plain(persistence.checkpointer).ainvoke(said("hello"), config_of("t"))
+
+
 async def test_two_deployments_are_told_apart(
     mongodb_uri: str, private_mongodb_server: LocalMongoServer, standalone_mongodb_server: LocalMongoServer
 ) -> None:

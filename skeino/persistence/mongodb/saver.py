@@ -114,6 +114,9 @@ class MongoDatabaseSaver(MongoDBSaver):
         with self.database.blocking_operation():
             super().delete_thread(thread_id)
 
+    def close(self) -> None:
+        """Nothing: the client is closed by whoever opened it. The stock saver closes it, the application's too."""
+
     # ── What the stock saver lacks ───────────────────────────────────────────────────────────────────────
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
