@@ -169,6 +169,26 @@ async def test_a_copy_that_is_cancelled_can_be_made_again(saver: Any, monkeypatc
     assert len(await checkpoints(saver, "copy")) == 40
 
 
+async def test_a_copy_has_a_latest_checkpoint_though_the_thread_goes_on(
+    saver: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await put(saver, "t", number=1)
+    search = history._search
+
+    async def overtaken(saver_: Any, index: str, wanted: dict[str, str], fields: Any) -> Any:
+        found = await search(saver_, index, wanted, fields)
+        if (index, wanted) == (saver.checkpoints_index.name, {"thread_id": "t"}):
+            await put(saver, "t", number=2)
+        return found
+
+    monkeypatch.setattr(history, "_search", overtaken)
+    await saver.acopy_thread("t", "copy")
+    monkeypatch.undo()
+    found = await saver.aget_tuple(config_of("copy"))
+    assert found is not None
+    assert found.checkpoint["channel_values"] == {"number": 1}
+
+
 async def test_a_copy_that_fails_leaves_nothing(saver: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     await put(saver, "t", number=1)
 

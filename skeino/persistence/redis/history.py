@@ -178,7 +178,7 @@ async def copy_thread(saver: AsyncRedisSaver, source: str, target: str) -> None:
 async def _copy(saver: AsyncRedisSaver, source: str, target: str) -> None:
     client: Any = saver._redis
     of_source, of_target = ({"thread_id": to_storage_safe_id(thread_id)} for thread_id in (source, target))
-    namespaces = set()
+    latest: dict[str, str] = {}  # of those that are copied: the source may have a newer one by the time of the last
     for index in (saver.checkpoint_writes_index, saver.checkpoints_index):
         keys = [key for key, _ in await _search(saver, index.name, of_source, _PLACE)]
         for some in _chunks(keys):
@@ -198,15 +198,12 @@ async def _copy(saver: AsyncRedisSaver, source: str, target: str) -> None:
                         writing.zadd(registry, {key: document["idx"]})
                     else:
                         key = saver._make_redis_checkpoint_key(target, namespace, checkpoint_id)
-                        namespaces.add(namespace)
+                        latest[namespace] = max(checkpoint_id, latest.get(namespace, ""))
                     writing.json().set(key, "$", {**document, **of_target})
                 await writing.execute()
-    for namespace in namespaces:
-        latest = await client.get(saver._make_redis_checkpoint_latest_key(source, namespace))
-        if latest is not None:
-            checkpoint_id = safely_decode(latest).rpartition(":")[2]
-            key = saver._make_redis_checkpoint_key(target, namespace, checkpoint_id)
-            await client.set(saver._make_redis_checkpoint_latest_key(target, namespace), key)
+    for namespace, checkpoint_id in latest.items():
+        key = saver._make_redis_checkpoint_key(target, namespace, checkpoint_id)
+        await client.set(saver._make_redis_checkpoint_latest_key(target, namespace), key)
 
 
 _PLACE: Final = ("thread_id", "checkpoint_ns", "checkpoint_id")
