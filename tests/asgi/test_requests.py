@@ -162,9 +162,11 @@ async def test_a_pause_for_a_human_is_a_success_on_an_interrupted_thread(setting
     from langgraph.types import Command
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        graph = compiled(scope["state"]["checkpointer"])
-        command: Any = {"words": ["pause"]} if scope["path"] == "/ask" else Command(resume="yes")
-        await graph.ainvoke(command, scope["state"]["run"].config)
+        graph, config = compiled(scope["state"]["checkpointer"]), scope["state"]["run"].config
+        if scope["path"] == "/state":
+            await graph.aget_state(config)
+        else:
+            await graph.ainvoke({"words": ["pause"]} if scope["path"] == "/ask" else Command(resume="yes"), config)
         await answering()(scope, receive, send)
 
     wrapped = RunMiddleware(app, settings=settings)
@@ -172,15 +174,16 @@ async def test_a_pause_for_a_human_is_a_success_on_an_interrupted_thread(setting
         headers = {"X-Thread-ID": "t1"}
         asked = await ended(store_of(wrapped), (await client.post("/ask", headers=headers)).headers["x-run-id"])
         paused = await store_of(wrapped).get_thread("t1")
-        reader = await client.get("/state", headers=headers)  # says nothing about the thread
-        assert reader.status_code == 200
+        reader = await ended(store_of(wrapped), (await client.get("/state", headers=headers)).headers["x-run-id"])
         still = await store_of(wrapped).get_thread("t1")
         answered = await ended(store_of(wrapped), (await client.post("/yes", headers=headers)).headers["x-run-id"])
         done = await store_of(wrapped).get_thread("t1")
     assert (asked["status"], asked["paused"]) == ("success", True)
     assert paused is not None
     assert paused["status"] == "interrupted"
+    assert (reader["status"], reader["paused"]) == ("success", False)
     assert still is not None
+    assert still["status"] == "interrupted"  # who only reads says nothing about the thread
     assert (answered["status"], answered["paused"]) == ("success", False)
     assert done is not None
     assert done["status"] == "idle"
