@@ -73,7 +73,6 @@ class Run:
         "_loop",
         "_must_attach",
         "_owner",
-        "_record",
         "_recorded_at_end",
         "_run_id",
         "_started_at",
@@ -84,6 +83,7 @@ class Run:
         "ledger",
         "metadata",
         "minted_thread_id",
+        "record",
         "request_id",
         "traceparent",
     )
@@ -106,6 +106,8 @@ class Run:
         """The id that whoever sent the request gave it (`X-Request-ID`), if it is one."""
         self.traceparent = traceparent
         """The W3C trace context that the run belongs to: `00-<trace id>-<span id>-<flags>`."""
+        self.record: Callable[[], Awaitable[None]] | None = None
+        """Writes the run's row, where that waits until a saver reads or writes for it; None once it is written."""
         self._run_id = new_id()
         self._owner = owner if owner is None else validate_id(owner, "owner")
         self._started_at = datetime.now(UTC)
@@ -118,7 +120,6 @@ class Run:
         self._attached: set[str] = set()
         self._allowed: set[str] = set()
         self._failure: BaseException | str | None = None
-        self._record: Callable[[], Awaitable[None]] | None = None
         self._recorded_at_end = False
         self._used = False
         self._loop = asyncio.get_running_loop()
@@ -229,26 +230,13 @@ class Run:
         """Whether its row says more than that there was a request: somebody took its config, added metadata …"""
         return self._used or bool(self.metadata)
 
-    @property
-    def recorded(self) -> bool:
-        """Whether its row is written."""
-        return self._record is None
-
-    def record_on_use(self, record: Callable[[], Awaitable[None]]) -> None:
-        """Have the row written by `record` before a saver first reads or writes for this run."""
-        self._record = record
-
-    def mark_recorded(self) -> None:
-        """Note that the row is written."""
-        self._record = None
-
     async def _recorded(self) -> None:
-        if self._record is not None:
+        if self.record is not None:
             self._used = True
-            await self._record()
+            await self.record()
 
     def _recorded_blocking(self) -> None:
-        if self._record is not None and not self._recorded_at_end:
+        if self.record is not None and not self._recorded_at_end:
             self._used = True
             self._recorded_at_end = self._wait(self._recorded())  # nobody can wait for the row: the end writes it
 

@@ -32,6 +32,7 @@ _SPEAKING: Final = (
     ),
     (re.compile(r"\beyJ[\w-]{8,}\.[\w-]+\.[\w-]*"), _HIDDEN),
 )
+_ALL: Final = (*_NAMED, *_SPEAKING)
 _PLAIN: Final = re.compile(r"[\w/.-]*")  # a usual path: nothing in it that `_NAMED` could match
 _READ: Final = 4 * MAX_CHARACTERS  # of a longer text no more is looked at: patterns take time
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]+")
@@ -44,11 +45,9 @@ def scrubbed(text: str, *, limit: int = MAX_CHARACTERS) -> str:
     """
     if len(text) > _READ:
         text = text[:_READ].rpartition(" ")[0] or text[:limit]  # no half of a secret at the end
-    if _PLAIN.fullmatch(text):
-        patterns = _SPEAKING
-    else:
-        patterns = _NAMED + _SPEAKING
+    plain = _PLAIN.fullmatch(text) is not None
+    if not plain:
         text = _UNPRINTABLE.sub(" ", text)
-    for pattern, replacement in patterns:
+    for pattern, replacement in _SPEAKING if plain else _ALL:
         text = pattern.sub(replacement, text)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
