@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -17,7 +17,7 @@ from skeino_asgi import RunMiddleware
 from skeino_asgi.disconnect import READ_AHEAD
 from tests.asgi.conftest import answering, ended
 
-App = Callable[[Any, Any, Any], Awaitable[None]]
+App = Callable[[Any, Any, Any], Coroutine[Any, Any, None]]
 
 BODY = b"x" * 1000
 
@@ -105,7 +105,8 @@ async def test_by_default_the_work_goes_on() -> None:
 
 async def test_a_body_arrives_whole_and_in_order_and_is_not_read_far_ahead() -> None:
     pieces = [bytes([number]) * (READ_AHEAD // 4) for number in range(40)]
-    asked_before_the_first, got = 0, []
+    asked_before_the_first = 0
+    got: list[bytes] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         nonlocal asked_before_the_first

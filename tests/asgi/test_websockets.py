@@ -12,7 +12,7 @@ from starlette.routing import WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from skeino import SkeinoSettings, current_run
+from skeino import Run, SkeinoSettings, current_run
 from skeino_asgi import RunMiddleware, RunTracker
 from tests.asgi.conftest import ended, store_of
 from tests.asgi.graphs import compiled
@@ -49,8 +49,8 @@ async def test_a_connection_is_one_run_with_a_thread_and_a_ledger(settings: Skei
     """Spoken by hand, since Starlette's test client has an event loop of its own."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        run = scope["state"]["run"]
-        assert current_run() is run
+        run: Run = scope["state"]["run"]
+        assert current_run() == run
         assert (await receive())["type"] == "websocket.connect"
         await send({"type": "websocket.accept"})
         graph = compiled(scope["state"]["checkpointer"])
