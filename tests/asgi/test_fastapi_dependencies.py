@@ -84,5 +84,6 @@ def test_an_application_without_the_middleware_says_what_is_missing() -> None:
     async def endpoint(checkpointer: Checkpointer) -> None:
         raise AssertionError
 
-    with TestClient(app) as client, pytest.raises(ConfigurationError, match=r"asks for the checkpointer.*RunMiddleware"):
+    expected = r"asks for the checkpointer.*RunMiddleware"
+    with TestClient(app) as client, pytest.raises(ConfigurationError, match=expected):
         client.get("/")
