@@ -43,7 +43,7 @@ async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         body = await body_of(receive)
         await respond(send, 200, await handlers.chat(state, json.loads(body)["word"]))
     elif path == "/sync":
-        await respond(send, 200, await asyncio.to_thread(handlers.where, state))
+        await respond(send, 200, await asyncio.to_thread(handlers.turn, state))
     elif path == "/fail":
         handlers.fail()
     elif path == "/stream":

@@ -31,8 +31,8 @@ def build(recipe: Recipe) -> ASGIApp:
         return json(await handlers.chat(state_of(request), (await request.json())["word"]))
 
     @app.router.post("/sync")
-    def where(request: Request) -> Response:
-        return json(handlers.where(state_of(request)))
+    def seen(request: Request) -> Response:
+        return json(handlers.seen(state_of(request)))
 
     @app.router.post("/fail")
     async def fail() -> Response:

@@ -42,8 +42,8 @@ async def chat(request: HttpRequest, thread_id: str = "") -> HttpResponse:
     return JsonResponse(await handlers.chat(state_of(request), json.loads(request.body)["word"]))
 
 
-def where(request: HttpRequest) -> HttpResponse:
-    return JsonResponse(handlers.where(state_of(request)))
+def turn(request: HttpRequest) -> HttpResponse:
+    return JsonResponse(handlers.turn(state_of(request)))
 
 
 async def fail(request: HttpRequest) -> HttpResponse:
@@ -66,7 +66,7 @@ async def stream(request: HttpRequest) -> HttpResponseBase:
 urlpatterns = [
     path("chat", chat),
     path("threads/<str:thread_id>/chat", chat),
-    path("sync", where),
+    path("sync", turn),
     path("fail", fail),
     path("teapot", teapot),
     path("broken", broken),

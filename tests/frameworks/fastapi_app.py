@@ -34,8 +34,8 @@ def build(recipe: Recipe) -> ASGIApp:
         return await handlers.chat(request.state, word)
 
     @app.post("/sync")
-    def where(request: Request) -> dict[str, Any]:
-        return handlers.where(request.state)
+    def turn(request: Request) -> dict[str, Any]:
+        return handlers.turn(request.state)
 
     @app.post("/fail")
     async def fail() -> None:

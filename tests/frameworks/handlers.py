@@ -30,8 +30,14 @@ async def chat(state: Any, word: str) -> dict[str, Any]:
     }
 
 
-def where(state: Any) -> dict[str, Any]:
-    """What a synchronous handler sees."""
+def turn(state: Any) -> dict[str, Any]:
+    """One turn of a graph in a synchronous handler, which the framework calls in a worker thread."""
+    words = compiled(state.checkpointer).invoke({"words": ["sync"]}, state.run.config)["words"]
+    return {"words": words, **seen(state)}
+
+
+def seen(state: Any) -> dict[str, Any]:
+    """What a synchronous handler sees of its run."""
     return {"run": state.run.run_id, "current": current_run() is state.run}
 
 

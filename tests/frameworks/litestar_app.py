@@ -43,8 +43,8 @@ async def chat(request: Request[Any, Any, Any]) -> dict[str, Any]:
 
 
 @post("/sync", sync_to_thread=True, status_code=200)
-def where(request: Request[Any, Any, Any]) -> dict[str, Any]:
-    return handlers.where(request.state)
+def turn(request: Request[Any, Any, Any]) -> dict[str, Any]:
+    return handlers.turn(request.state)
 
 
 @post("/fail")
@@ -72,4 +72,4 @@ async def background(request: Request[Any, Any, Any]) -> Response[dict[str, Any]
     return Response({}, background=BackgroundTask(handlers.afterwards, request.state))
 
 
-ROUTES = [chat, where, fail, teapot, broken, stream, background]
+ROUTES = [chat, turn, fail, teapot, broken, stream, background]

@@ -36,8 +36,8 @@ def build(recipe: Recipe) -> ASGIApp:
         return await handlers.chat(state(), (await request.get_json())["word"])
 
     @app.post("/sync")
-    def where() -> dict[str, Any]:
-        return handlers.where(state())
+    def turn() -> dict[str, Any]:
+        return handlers.turn(state())
 
     @app.post("/fail")
     async def fail() -> str:

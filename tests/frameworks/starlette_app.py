@@ -36,8 +36,8 @@ async def chat(request: Request) -> Response:
     return JSONResponse(await handlers.chat(request.state, (await request.json())["word"]))
 
 
-def where(request: Request) -> Response:
-    return JSONResponse(handlers.where(request.state))
+def turn(request: Request) -> Response:
+    return JSONResponse(handlers.turn(request.state))
 
 
 async def fail(request: Request) -> Response:
@@ -64,7 +64,7 @@ async def background(request: Request) -> Response:
 ROUTES = [
     Route("/chat", chat, methods=["POST"]),
     Route("/threads/{thread_id}/chat", chat, methods=["POST"]),
-    Route("/sync", where, methods=["POST"]),
+    Route("/sync", turn, methods=["POST"]),
     Route("/fail", fail, methods=["POST"]),
     Route("/teapot", teapot, methods=["POST"]),
     Route("/broken", broken, methods=["POST"]),

@@ -39,8 +39,12 @@ class Framework:
     """It has hooks for start-up and shutdown."""
     starts_itself: bool = False
     """Without a lifespan its start-up hooks run with the first request."""
+    threads: bool = True
+    """It calls synchronous handlers in worker threads, where a graph's `invoke` blocks nobody."""
     background: bool = False
     """It has tasks that run after the response and belong to the request."""
+    notices_leaving: bool = True
+    """It hears of a client that leaves in the middle of a stream, and ends the stream."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +61,23 @@ class Way:
 
 
 FRAMEWORKS = [
-    Framework("bare ASGI", None, bare_app.build, native=False, errors="nowhere", background=True),
+    Framework(
+        "bare ASGI", None, bare_app.build, native=False, errors="nowhere", background=True, notices_leaving=False
+    ),
     Framework("Starlette", "starlette", starlette_app.build, native=True, errors="outermost", background=True),
     Framework("FastAPI", "fastapi", fastapi_app.build, native=True, errors="outermost", background=True),
     Framework("Litestar", "litestar", litestar_app.build, native=True, background=True),
     Framework("Quart", "quart", quart_app.build, native=True),
     Framework("Django", "django", django_app.build, native=False, hooks=False),
-    Framework("BlackSheep", "blacksheep", blacksheep_app.build, native=False, starts_itself=True),
+    Framework(
+        "BlackSheep",
+        "blacksheep",
+        blacksheep_app.build,
+        native=False,
+        starts_itself=True,
+        threads=False,
+        notices_leaving=False,
+    ),
 ]
 
 WAYS = [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
@@ -65,7 +66,9 @@ async def test_a_synchronous_handler_is_in_the_run_and_the_context_is_clean_afte
 ) -> None:
     async with client_of(cell, recipe) as client:
         response = await client.send("POST", "/sync")
-        assert response.json() == {"run": response.headers["x-run-id"], "current": True}
+        seen = {"run": response.headers["x-run-id"], "current": True}
+        assert response.json() == ({"words": ["sync", "echo sync"], **seen} if cell.framework.threads else seen)
+        assert (await client.run_of(response))["checkpoint_count"] == (3 if cell.framework.threads else 0)
         assert current_run() is None
 
 
@@ -177,21 +180,16 @@ async def failure_of_start_up(app: Any) -> str:
     return str(message.get("message", ""))
 
 
-STREAMED = [cell for cell in CELLS if cell.way.name in ("native", "wrapped")]
+SERVED = [cell for cell in CELLS if cell.way.name in ("native", "wrapped")]
 
 
-@pytest.mark.parametrize("cell", STREAMED, ids=str)
+@pytest.mark.parametrize("cell", SERVED, ids=str)
 def test_on_a_real_server_a_stream_arrives_in_pieces_while_its_run_is_running(
     cell: Cell, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first_line_arrived = threading.Event()
-
-    async def between_lines() -> None:
-        while not first_line_arrived.is_set():
-            await asyncio.sleep(0.005)
-
-    monkeypatch.setattr(handlers, "between_lines", between_lines)
     file = recipe.tracker.settings.checkpointer_uri
+    wait_between_lines_for(first_line_arrived, monkeypatch)
     with served(cell.build(recipe)) as url, httpx.stream("GET", f"{url}/stream", timeout=20) as response:
         lines = response.iter_lines()
         assert next(lines) == f"echo {WORDS[0]}"
@@ -204,9 +202,38 @@ def test_on_a_real_server_a_stream_arrives_in_pieces_while_its_run_is_running(
     assert recipe.journal == cell.journal
 
 
+@pytest.mark.parametrize("cell", SERVED, ids=str)
+def test_on_a_real_server_a_client_that_leaves_interrupts_the_run_where_the_framework_notices(
+    cell: Cell, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    file = recipe.tracker.settings.checkpointer_uri
+    wait_between_lines_for(go_on, monkeypatch)
+    with served(cell.build(recipe)) as url:
+        with httpx.stream("GET", f"{url}/stream", timeout=20) as response:
+            assert next(response.iter_lines()) == f"echo {WORDS[0]}"
+            run_id = response.headers["x-run-id"]
+            assert status_of(file, run_id) == "running"
+        if not cell.framework.notices_leaving:
+            time.sleep(0.1)
+            assert status_of(file, run_id) == "running"
+            go_on.set()
+        wait_until(lambda: status_of(file, run_id) != "running")
+        go_on.set()
+        assert status_of(file, run_id) == ("interrupted" if cell.framework.notices_leaving else "success")
+
+
 def test_every_empty_cell_has_its_reason() -> None:
     assert set(NOT_NATIVE) == {one.name for one in FRAMEWORKS if not one.native}
     assert set(NO_BACKGROUND) == {one.name for one in FRAMEWORKS if not one.background}
+
+
+def wait_between_lines_for(event: threading.Event, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def between_lines() -> None:
+        while not event.is_set():
+            await asyncio.sleep(0.005)
+
+    monkeypatch.setattr(handlers, "between_lines", between_lines)
 
 
 def checkpoints(tracker: RunTracker, thread_id: str) -> AsyncIterator[CheckpointTuple]:
