@@ -39,8 +39,8 @@ class Framework:
     """It has hooks for start-up and shutdown."""
     starts_itself: bool = False
     """Without a lifespan its start-up hooks run with the first request."""
-    threads: bool = True
-    """It calls synchronous handlers in worker threads, where a graph's `invoke` blocks nobody."""
+    synchronous: str = "in a worker thread"
+    """Where it calls a synchronous handler. In a worker thread a graph's `invoke` blocks nobody."""
     background: bool = False
     """It has tasks that run after the response and belong to the request."""
     notices_leaving: bool = True
@@ -62,7 +62,14 @@ class Way:
 
 FRAMEWORKS = [
     Framework(
-        "bare ASGI", None, bare_app.build, native=False, errors="nowhere", background=True, notices_leaving=False
+        "bare ASGI",
+        None,
+        bare_app.build,
+        native=False,
+        errors="nowhere",
+        synchronous="as you call it",
+        background=True,
+        notices_leaving=False,
     ),
     Framework("Starlette", "starlette", starlette_app.build, native=True, errors="outermost", background=True),
     Framework("FastAPI", "fastapi", fastapi_app.build, native=True, errors="outermost", background=True),
@@ -75,7 +82,7 @@ FRAMEWORKS = [
         blacksheep_app.build,
         native=False,
         starts_itself=True,
-        threads=False,
+        synchronous="on the event loop",
         notices_leaving=False,
     ),
 ]

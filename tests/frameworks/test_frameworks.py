@@ -67,8 +67,9 @@ async def test_a_synchronous_handler_is_in_the_run_and_the_context_is_clean_afte
     async with client_of(cell, recipe) as client:
         response = await client.send("POST", "/sync")
         seen = {"run": response.headers["x-run-id"], "current": True}
-        assert response.json() == ({"words": ["sync", "echo sync"], **seen} if cell.framework.threads else seen)
-        assert (await client.run_of(response))["checkpoint_count"] == (3 if cell.framework.threads else 0)
+        on_the_event_loop = cell.framework.synchronous == "on the event loop"
+        assert response.json() == (seen if on_the_event_loop else {"words": ["sync", "echo sync"], **seen})
+        assert (await client.run_of(response))["checkpoint_count"] == (0 if on_the_event_loop else 3)
         assert current_run() is None
 
 
