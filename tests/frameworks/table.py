@@ -99,8 +99,7 @@ WAYS = [
     ),
     Way(
         "in a mount",
-        "under `/sub` of a Starlette application, the middleware native or wrapped down there: `thread_path` is "
-        "matched below `root_path`",
+        "under `/sub` of a Starlette application, the middleware native or wrapped there; `thread_path` likewise",
         "either",
         mounted=True,
     ),

@@ -142,11 +142,10 @@ def broken_recipe(tmp_path: Path) -> Recipe:
 async def test_when_opening_fails_the_server_is_told_at_once_and_the_applications_hooks_do_not_run(
     cell: Cell, broken_recipe: Recipe
 ) -> None:
-    app = cell.build(broken_recipe)
     if cell.way.lifespan:
-        assert "missing of checkpointer_uri does not exist" in await failure_of_start_up(app)
+        assert "missing of checkpointer_uri does not exist" in await failure_of_start_up(cell, broken_recipe)
     else:  # then the first request is
-        transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
+        transport = httpx.ASGITransport(app=cell.build(broken_recipe), raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
             assert (await http.post("/sync")).status_code == 500
     assert broken_recipe.journal == []
@@ -156,28 +155,36 @@ async def test_when_opening_fails_the_server_is_told_at_once_and_the_application
 @pytest.mark.parametrize("cell", [cell for cell in CELLS if cell.hooks_run], ids=str)
 async def test_when_the_applications_own_start_up_fails_the_tracker_is_closed(cell: Cell, recipe: Recipe) -> None:
     recipe.start_up_fails = True
-    await failure_of_start_up(cell.build(recipe))
+    await failure_of_start_up(cell, recipe)
     assert recipe.journal == ["start-up, tracker open"]
     assert not recipe.is_open
 
 
-async def failure_of_start_up(app: Any) -> str:
-    """What the application tells a server of its start-up, which fails; it may hang in `receive` afterwards."""
-    told: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+async def failure_of_start_up(cell: Cell, recipe: Recipe) -> str:
+    """What the application tells a server of its start-up, which fails; the tracker is closed by then."""
     messages = [{"type": "lifespan.startup"}]
+    told: list[tuple[dict[str, Any], bool]] = []
+    is_told = asyncio.Event()
 
-    async def receive() -> dict[str, Any]:
-        return messages.pop() if messages else await asyncio.Future()
+    async def receive() -> Any:
+        if not messages:
+            await asyncio.Event().wait()  # Quart waits here for ever, as no server says anything any more
+        return messages.pop()
 
     async def send(message: Any) -> None:
-        told.set_result(message)
+        told.append((message, recipe.is_open))
+        is_told.set()
 
-    async with asyncio.timeout(5):
-        task = asyncio.ensure_future(app({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send))
-        message = await told
+    scope = {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}
+    serving = asyncio.ensure_future(cell.build(recipe)(scope, receive, send))
+    waiting = asyncio.ensure_future(is_told.wait())
+    await asyncio.wait([serving, waiting], timeout=5, return_when=asyncio.FIRST_COMPLETED)
+    for task in (serving, waiting):
         task.cancel()
-        await asyncio.wait([task])
+    await asyncio.gather(serving, waiting, return_exceptions=True)
+    ((message, was_open),) = told
     assert message["type"] == "lifespan.startup.failed"
+    assert not was_open
     return str(message.get("message", ""))
 
 
