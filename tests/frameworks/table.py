@@ -99,7 +99,7 @@ WAYS = [
     ),
     Way(
         "in a mount",
-        "under `/sub` of a Starlette application, the middleware native or wrapped there; `thread_path` likewise",
+        "under `/sub` of a Starlette application, the middleware native or wrapped there, `thread_path` as seen there",
         "either",
         mounted=True,
     ),

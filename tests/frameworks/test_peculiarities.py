@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 from litestar import Litestar, Request, get
 from litestar.middleware import DefineMiddleware
 from litestar.testing import TestClient
-from quart import Quart, request
+from quart import Quart, Response, request
 
 from skeino import SkeinoSettings, current_run
 from skeino_asgi import RunMiddleware, RunTracker
@@ -19,25 +21,22 @@ from tests.asgi.graphs import compiled
 from tests.frameworks import handlers, litestar_app
 from tests.frameworks.page import documented, generated
 from tests.frameworks.recipe import Recipe
-from tests.frameworks.table import FRAMEWORKS, Cell, Way
+from tests.frameworks.table import CELLS, Cell
 
 
 def test_the_page_has_the_tables_that_are_tested() -> None:
     assert documented() == generated(), "docs/frameworks.md says otherwise: run python -m tests.frameworks"
 
 
-@pytest.mark.parametrize("framework", FRAMEWORKS, ids=lambda framework: framework.name)
-async def test_a_path_that_does_not_exist_is_a_run_except_natively_in_litestar(
-    framework: Any, recipe: Recipe, ways: dict[str, Way]
-) -> None:
-    for name in ("wrapped", "native"):
-        cell = Cell(framework, ways[name])
-        if not cell.exists or framework.name == "bare ASGI":
-            continue
-        async with connected(cell.build(recipe)) as client:
-            response = await client.get("/nowhere")
-            assert response.status_code == 404
-            assert ("x-run-id" in response.headers) == (str(cell) != "Litestar: native")
+ROUTED = [cell for cell in CELLS if cell.way.name in ("native", "wrapped") and cell.framework.name != "bare ASGI"]
+
+
+@pytest.mark.parametrize("cell", ROUTED, ids=str)
+async def test_a_path_that_does_not_exist_is_a_run_except_natively_in_litestar(cell: Cell, recipe: Recipe) -> None:
+    async with connected(cell.build(recipe)) as client:
+        response = await client.get("/nowhere")
+        assert response.status_code == 404
+        assert ("x-run-id" in response.headers) == (str(cell) != "Litestar: native")
 
 
 async def test_litestar_makes_a_middleware_for_each_handler_and_they_share_a_tracker_only_if_it_is_given() -> None:
@@ -96,6 +95,34 @@ async def test_what_a_quart_background_task_writes_after_its_run_is_stamped_but_
     assert (row["status"], row["checkpoint_count"]) == ("success", 0)
 
 
+@pytest.mark.parametrize("unlimited", [False, True])
+async def test_quart_cuts_a_stream_short_after_its_response_timeout_and_the_run_says_so(
+    recipe: Recipe, unlimited: bool
+) -> None:
+    app = Quart(__name__)
+    app.config["RESPONSE_TIMEOUT"] = 0.05
+
+    @app.get("/stream")
+    async def stream() -> Response:
+        async def lines() -> AsyncIterator[str]:
+            for _ in range(3):
+                yield "line\n"
+                await asyncio.sleep(0.04)
+
+        response = Response(lines())
+        if unlimited:
+            response.timeout = None
+        return response
+
+    async with connected(RunMiddleware(app, tracker=recipe.tracker)) as client:  # type: ignore[arg-type]
+        with nullcontext() if unlimited else pytest.raises(AssertionError):  # httpx's transport wants a whole response
+            await client.get("/stream")
+        (started,) = await recipe.tracker.metadata_store.search_runs()
+        row = await ended(recipe.tracker.metadata_store, started["run_id"])
+    assert row["status"] == ("success" if unlimited else "error")
+    assert unlimited or (row["error"] is not None and row["error"]["code"] == "incomplete_response")
+
+
 async def test_a_thread_that_is_first_asked_for_while_streaming_is_too_late_for_the_header(recipe: Recipe) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         state = SimpleNamespace(**scope["state"])
@@ -109,10 +136,3 @@ async def test_a_thread_that_is_first_asked_for_while_streaming_is_too_late_for_
         row = await ended(recipe.tracker.metadata_store, response.headers["x-run-id"])
     assert row["thread_id"] is not None
     assert "x-thread-id" not in response.headers
-
-
-@pytest.fixture
-def ways() -> dict[str, Way]:
-    from tests.frameworks.table import WAYS
-
-    return {way.name: way for way in WAYS}
