@@ -3,19 +3,22 @@
 PYTHON    ?= python3
 DEMO_ARGS ?=
 TEST_ARGS ?=
+BENCH_ARGS ?=
 
 VENV   := .venv
 BIN    := $(VENV)/bin
 SOURCE := $(wildcard skeino skeino_asgi tests examples benchmarks)
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check conformance clean
+.PHONY: help demo test check conformance matrices bench clean
 
 help:
 	@echo "make demo    serve the demonstration application (DEMO_ARGS=...)"
 	@echo "make test    run the tests (TEST_ARGS=...)"
 	@echo "make check   ruff, mypy and pyright over code, tests and examples"
 	@echo "make conformance   run LangGraph's test-suite on every saver and write docs/conformance.md"
+	@echo "make matrices      write the tables of docs/frameworks.md and docs/endings.md"
+	@echo "make bench   measure what it costs, beside other ways (BENCH_ARGS=...)"
 	@echo "make clean   remove .venv, caches and build products"
 	@echo "Another interpreter: make test PYTHON=python3.12"
 
@@ -33,6 +36,13 @@ check: $(VENV)/.test-installed
 
 conformance: $(VENV)/.test-installed
 	@$(BIN)/python -m tests.savers.conformance_table
+
+matrices: $(VENV)/.test-installed
+	@$(BIN)/python -m tests.frameworks
+	@$(BIN)/python -m tests.endings
+
+bench: $(VENV)/.test-installed
+	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov build dist

@@ -1,13 +1,16 @@
 """The pages under docs/: their code runs, and does what the page says."""
 
 import gc
+import logging
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psycopg
 import psycopg.conninfo
 import pytest
+import structlog
 from starlette.applications import Starlette
 from typer.main import get_command
 
@@ -17,7 +20,9 @@ from skeino.persistence import CheckpointerSpec, open_persistence
 from skeino.persistence.mongodb.clients import address_of
 from skeino.persistence.rows import RunError
 from skeino_asgi import RunTracker
+from tests.asgi.conftest import answering
 from tests.docs.blocks import ROOT, blocks_of, exported, run_python
+from tests.http_client import httpx
 from tests.servers.postgres import LocalPostgresServer, with_parameters
 
 
@@ -72,6 +77,52 @@ async def test_runs() -> None:
     assert thread is not None
     assert (run["status"], thread["status"]) == ("interrupted", "interrupted")
     assert run["error"] == RunError(code="worker_died", type=None, message="The process ended before the run.")
+
+
+async def test_runs_fails_a_stream_that_ends_well_formed(builder: Any) -> None:
+    names = await run_python("docs/runs.md", app=Starlette())
+
+    async def astream(*arguments: Any) -> Any:
+        yield {"messages": ["Hel"]}
+        raise ValueError("no model")
+
+    names["graph"] = SimpleNamespace(astream=astream)
+    tracker: RunTracker = names["tracker"]
+    async with tracker.lifespan():
+        async with tracker.run() as run:
+            request = SimpleNamespace(state=SimpleNamespace(run=run))
+            chunks = [chunk async for chunk in names["stream"](request)]
+        row = await tracker.metadata_store.get_run(run.run_id)
+    assert chunks == [{"messages": ["Hel"]}, {"error": "the model is away"}]
+    assert row is not None
+    assert row["error"] is not None
+    assert (row["status"], row["error"]["type"]) == ("error", "ValueError")
+
+
+async def test_observability(capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    before = list(root.handlers)
+    try:
+        names = await run_python("docs/observability.md", app=answering())
+
+        added = [handler for handler in root.handlers if handler not in before]
+        assert added == [names["handler"]]
+        trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
+        headers = {"traceparent": f"00-{trace_id}-00f067aa0ba902b7-01", "X-Thread-ID": "t1"}
+        tracker: RunTracker = names["tracker"]
+        async with tracker.lifespan():
+            transport = httpx.ASGITransport(app=names["app"])
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+                response = await client.post("/", headers=headers)
+            (run,) = await names["runs_of_trace"](trace_id)
+            assert run["run_id"] == response.headers["x-run-id"]
+            async with tracker.run(thread_id="t1") as inner:
+                logging.getLogger("app").warning("at work")
+                structlog.get_logger().info("at work", step=1)
+        assert f"WARNING {inner.run_id} t1 at work" in capsys.readouterr().err
+    finally:
+        root.handlers[:] = before
+        structlog.reset_defaults()
 
 
 async def test_moving(capsys: pytest.CaptureFixture[str], builder: Any) -> None:

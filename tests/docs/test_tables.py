@@ -1,5 +1,6 @@
 """The tables name what the code has: no more, no less, with the code's own defaults."""
 
+import inspect
 import json
 import re
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 import pytest
 
 import skeino
+from benchmarks.__main__ import BEGIN, END
+from benchmarks.__main__ import table as figures_as_markdown
 from skeino import ConfigurationError, SkeinoSettings
 from skeino.persistence import MetadataStoreProtocol, open_persistence
 from skeino.persistence.memory import MAX_RUNS
@@ -17,6 +20,8 @@ from skeino.persistence.redis.connections import OPTIONS as REDIS_OPTIONS
 from skeino.persistence.registry import _BUILT_IN, ALIASES
 from skeino.persistence.rows import RUN_STATUSES, THREAD_STATUSES, RunRow
 from skeino.persistence.sqlite.database import BUSY_TIMEOUT, OPERATION_TIMEOUT
+from skeino_asgi import RunMiddleware
+from skeino_asgi.outcome import HTTP_ERROR
 from tests.docs.blocks import PAGES, ROOT, blocks_of
 
 README = ROOT / "README.md"
@@ -109,14 +114,31 @@ def test_the_ledgers_columns() -> None:
 
 
 def test_the_error_codes_are_the_middlewares() -> None:
-    rows = table(ROOT / "docs/runs.md", "what happened")
+    page = ROOT / "docs/runs.md"
+    rows = table(page, "what happened") + table(page, "what happened to the connection")
     documented = {row[2] for row in rows} - {""}
     written = {
         code
         for file in (ROOT / "skeino_asgi").glob("*.py")
-        for code in re.findall(r'(?:code=|_failed\(|_interrupted\()"(\w+)"', file.read_text())
+        for code in re.findall(r'(?:code=|\bfailed\(|\binterrupted\()\s*"(\w+)"', file.read_text())
     }
-    assert documented == written | {"timeout", "exception"}
+    assert documented == written | {"timeout", "exception", HTTP_ERROR}
+
+
+def test_the_middlewares_arguments_with_their_defaults() -> None:
+    parameters = inspect.signature(RunMiddleware).parameters
+    rows = table(README, "argument")
+
+    assert names_of(rows) == list(parameters)[1:]
+    for row in rows:
+        if len(names_of([row])) == 1:
+            assert row[1] == repr(parameters[row[0]].default).replace("'", '"')
+
+
+def test_the_figures_of_the_middlewares_cost_are_those_that_were_measured() -> None:
+    result = json.loads((ROOT / "docs/performance.json").read_text())
+    page = (ROOT / "docs/performance.md").read_text()
+    assert page.partition(BEGIN)[2].partition(END)[0] == figures_as_markdown(result)
 
 
 def test_the_drawing_of_the_house_has_every_module() -> None:
