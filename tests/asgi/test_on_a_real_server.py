@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import operator
 import os
 import signal
 import socket
@@ -12,9 +13,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import pytest
+from langgraph.graph import END, START, StateGraph
 from starlette.applications import Starlette
 from starlette.responses import JSONResponse, StreamingResponse
 from starlette.routing import Route
@@ -26,6 +28,7 @@ from tests.asgi.live_server import served, wait_until
 from tests.http_client import httpx
 from tests.servers.process import free_port
 
+SERVERS = ("postgres", "mongodb", "redis")
 MEGABYTES = 8 * 1024 * 1024
 
 
@@ -71,41 +74,82 @@ def test_pipelined_requests_do_not_see_each_others_run() -> None:
         assert [run is None for _, run in seen] == [False, True, False, True]
 
 
-def _streaming_app(settings: SkeinoSettings) -> Starlette:
-    async def words() -> Any:
-        for number in range(1000):
-            yield f"word {number}\n"
-            await asyncio.sleep(0.01)
+class Talk(TypedDict):
+    words: Annotated[list[str], operator.add]
+
+
+def _talkative(checkpointer: Any) -> Any:
+    """A graph that says a word at each step, thousands of them, and so writes a checkpoint at each."""
+
+    async def talk(state: Talk) -> Talk:
+        await asyncio.sleep(0.005)
+        return {"words": [f"word {len(state['words'])}"]}
+
+    builder = StateGraph(Talk)
+    builder.add_node("talk", talk)
+    builder.add_edge(START, "talk")
+    builder.add_conditional_edges("talk", lambda state: "talk" if len(state["words"]) < 5000 else END)
+    return builder.compile(checkpointer=checkpointer)
+
+
+def _streaming_chat(settings: SkeinoSettings, on_disconnect: Any) -> Starlette:
+    async def words(request: Any) -> Any:
+        config = {**request.state.run.config, "recursion_limit": 10_000}
+        async for step in _talkative(request.state.checkpointer).astream({"words": []}, config, durability="sync"):
+            yield step["talk"]["words"][0] + "\n"
 
     async def stream(request: Any) -> StreamingResponse:
-        return StreamingResponse(words())
+        return StreamingResponse(words(request))
 
-    async def status(request: Any) -> JSONResponse:
-        row = await request.state.metadata_store.get_run(request.path_params["run_id"])
-        return JSONResponse({"status": row["status"], "error": row["error"], "http_status": row["http_status"]})
+    async def look(request: Any) -> JSONResponse:
+        store, run_id = request.state.metadata_store, request.path_params["run_id"]
+        run, thread = await store.get_run(run_id), await store.get_thread("t1")
+        saver = request.state.checkpointer
+        stamped = [one async for one in saver.alist({"configurable": {"thread_id": "t1"}}, filter={"run_id": run_id})]
+        names = ("status", "error", "http_status", "checkpoint_count")
+        return JSONResponse({name: run[name] for name in names} | {"thread": thread["status"], "stamped": len(stamped)})
 
-    app = Starlette(routes=[Route("/stream", stream), Route("/runs/{run_id}", status)])
-    app.add_middleware(RunMiddleware, settings=settings, exclude=["/runs/*"])
+    app = Starlette(routes=[Route("/chat", stream, methods=["POST"]), Route("/runs/{run_id}", look)])
+    app.add_middleware(RunMiddleware, settings=settings, exclude=["/runs/*"], on_disconnect=on_disconnect)
     return app
 
 
-def test_a_client_that_leaves_in_mid_stream_leaves_an_interrupted_run(settings: SkeinoSettings) -> None:
-    with served(_streaming_app(settings)) as url:
-        with httpx.stream("GET", f"{url}/stream") as response:
+@pytest.fixture(params=["memory", "sqlite", *(pytest.param(one, marks=getattr(pytest.mark, one)) for one in SERVERS)])
+def any_scheme(request: pytest.FixtureRequest, tmp_path: Path) -> SkeinoSettings:
+    """Each scheme in turn, Redis too, whose runs are kept in memory."""
+    if request.param == "redis":
+        uri = request.getfixturevalue("redis_dsn")
+        return SkeinoSettings(checkpointer_scheme="redis", checkpointer_uri=uri, allow_ephemeral_metadata=True)
+    uri: str | None = None
+    if request.param == "sqlite":
+        uri = str(tmp_path / "skeino.db")
+    elif request.param != "memory":
+        uri = request.getfixturevalue({"postgres": "postgres_dsn", "mongodb": "mongodb_uri"}[request.param])
+    return SkeinoSettings(checkpointer_scheme=request.param, checkpointer_uri=uri)
+
+
+@pytest.mark.parametrize("on_disconnect", ["continue", "cancel"])
+def test_a_streaming_chat_whose_reader_leaves_is_interrupted(any_scheme: SkeinoSettings, on_disconnect: str) -> None:
+    """The store is at work at any moment: each word is a checkpoint."""
+    with served(_streaming_chat(any_scheme, on_disconnect)) as url:
+        with httpx.stream("POST", f"{url}/chat", headers={"X-Thread-ID": "t1"}, timeout=30) as response:
             run_id = response.headers["x-run-id"]
             lines = response.iter_lines()
-            assert next(lines) == "word 0"
-            assert httpx.get(f"{url}/runs/{run_id}").json()["status"] == "running"
+            assert [next(lines) for _ in range(3)] == ["word 0", "word 1", "word 2"]
+            during = httpx.get(f"{url}/runs/{run_id}", timeout=30).json()
+            assert (during["status"], during["thread"]) == ("running", "busy")
         row: dict[str, Any] = {}
 
         def has_ended() -> bool:
-            row.update(httpx.get(f"{url}/runs/{run_id}").json())
+            row.update(httpx.get(f"{url}/runs/{run_id}", timeout=30).json())
             return bool(row["status"] != "running")
 
         wait_until(has_ended)
-    assert row["status"] == "interrupted"
+    assert (row["status"], row["thread"], row["http_status"]) == ("interrupted", "interrupted", 200)
     assert row["error"]["code"] == "client_disconnected"
-    assert row["http_status"] == 200
+    assert 3 < row["checkpoint_count"] < 5000
+    # What was being written when it was cancelled may have been stored without being counted.
+    assert row["checkpoint_count"] <= row["stamped"] <= row["checkpoint_count"] + 1
 
 
 SERVER = """
