@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from uuid_utils import uuid7
 
 from skeino.errors import InvalidInputError, StoreUnavailableError, ThreadNotFoundError
+from skeino.ledger import Ledger
 from skeino.validation import validate_id, validate_thread_id
 
 if TYPE_CHECKING:
@@ -57,9 +58,9 @@ class RunStore(Protocol):
 class Run:
     """One run in progress: a request, or whatever `tracker.run()` encloses.
 
-    Application code reads `run_id`, `thread_id`, `owner`, `config`, `status`, `active` and `ledger`, may set
-    `thread_id` once, and may add to `metadata` (JSON values), which is kept with the run's row when it ends. The
-    methods are for trackers and savers.
+    Application code reads `run_id`, `thread_id`, `owner`, `config`, `status`, `active`, `request_id`, `traceparent`
+    and `ledger`, may set `thread_id` once, may add to `metadata` (JSON values), which is kept with the run's row when
+    it ends, and may call `fail()`. The other methods are for trackers and savers.
     """
 
     __slots__ = (
@@ -67,18 +68,24 @@ class Run:
         "_allowed",
         "_attached",
         "_creates_thread",
+        "_failure",
         "_guarded",
         "_loop",
         "_must_attach",
         "_owner",
+        "_recorded_at_end",
         "_run_id",
         "_started_at",
         "_status",
         "_store",
         "_thread_id",
+        "_used",
         "ledger",
         "metadata",
         "minted_thread_id",
+        "record",
+        "request_id",
+        "traceparent",
     )
 
     def __init__(
@@ -89,10 +96,18 @@ class Run:
         store: RunStore | None = None,
         guarded: bool = False,
         creates_thread: bool = True,
+        request_id: str | None = None,
+        traceparent: str | None = None,
     ) -> None:
         self.metadata: dict[str, Any] = {}
         self.ledger = Ledger()
         self.minted_thread_id = False
+        self.request_id = request_id
+        """The id that whoever sent the request gave it (`X-Request-ID`), if it is one."""
+        self.traceparent = traceparent
+        """The W3C trace context that the run belongs to: `00-<trace id>-<span id>-<flags>`."""
+        self.record: Callable[[], Awaitable[None]] | None = None
+        """Writes the run's row, where that waits until a saver reads or writes for it; None once it is written."""
         self._run_id = new_id()
         self._owner = owner if owner is None else validate_id(owner, "owner")
         self._started_at = datetime.now(UTC)
@@ -104,6 +119,9 @@ class Run:
         self._must_attach = False
         self._attached: set[str] = set()
         self._allowed: set[str] = set()
+        self._failure: BaseException | str | None = None
+        self._recorded_at_end = False
+        self._used = False
         self._loop = asyncio.get_running_loop()
 
     def __repr__(self) -> str:
@@ -135,6 +153,29 @@ class Run:
         return self.status in ("pending", "running")
 
     @property
+    def trace_id(self) -> str | None:
+        """The trace that the run belongs to: 32 hexadecimal digits of `traceparent`."""
+        return None if self.traceparent is None else self.traceparent.split("-", 2)[1]
+
+    def fail(self, reason: BaseException | str) -> None:
+        """End the run as `error` (`timeout` for a `TimeoutError`) though its response will be complete.
+
+        For a stream that tells its reader of an error in a well-formed last event, say. The run goes on until the
+        request has ended; the first reason is kept, and an exception that is raised afterwards counts more.
+
+        Args:
+            reason: the exception, or a sentence; in the row it is scrubbed and bounded.
+        """
+        self._used = True
+        if self._failure is None:
+            self._failure = reason
+
+    @property
+    def failure(self) -> BaseException | str | None:
+        """What `fail()` was called with."""
+        return self._failure
+
+    @property
     def thread_id(self) -> str | None:
         """The thread this run belongs to, or None while no thread is known."""
         return self._thread_id
@@ -145,6 +186,7 @@ class Run:
             raise InvalidInputError(
                 f"The run {self.run_id} belongs to another thread already: start a run of its own for each thread."
             )
+        self._used = True
         self._thread_id = validate_thread_id(thread_id)
         if thread_id not in self._attached:
             self._must_attach = self._creates_thread
@@ -156,6 +198,7 @@ class Run:
         It never carries the run's id: LangGraph takes an equal id in a config and in a checkpoint for a
         resumption and drops the input (`pregel/_loop.py`, `_first`). The stamping saver adds it when it writes.
         """
+        self._used = True
         if self._thread_id is None:
             self.thread_id = new_id()
             self.minted_thread_id = True
@@ -180,6 +223,25 @@ class Run:
         """Note how it ended; what a detached task writes from now on is no longer counted."""
         self._status = status
 
+    # ── The row ──────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def used(self) -> bool:
+        """Whether its row says more than that there was a request: somebody took its config, added metadata …"""
+        return self._used or bool(self.metadata)
+
+    async def _recorded(self) -> None:
+        if self.record is not None:
+            self._used = True
+            await self.record()
+
+    def _recorded_blocking(self) -> None:
+        if self.record is not None and not self._recorded_at_end:
+            self._used = True
+            self._recorded_at_end = self._wait(self._recorded())  # nobody can wait for the row: the end writes it
+
+    # ── Threads ──────────────────────────────────────────────────────────────────────────────────────────
+
     def mark_attached(self, thread_id: str) -> None:
         """Note that the store has this thread as this run's, so that the saver need not ask."""
         self._attached.add(thread_id)
@@ -193,6 +255,7 @@ class Run:
             ThreadNotFoundError: it belongs to another owner.
             StoreUnavailableError: the metadata store does not answer.
         """
+        await self._recorded()
         if thread_id in self._attached:
             return
         if self._store is not None:
@@ -206,6 +269,7 @@ class Run:
         Raises:
             ThreadNotFoundError: it belongs to another owner.
         """
+        await self._recorded()
         await self.check_owner(thread_id)
         self._learn(thread_id)
 
@@ -232,20 +296,23 @@ class Run:
 
     def allow_write_blocking(self, thread_id: str) -> None:
         """`allow_write` for a saver's synchronous methods."""
+        self._recorded_blocking()
         if thread_id not in self._attached and self._wait(self.allow_write(thread_id)):
+            self._refuse_if_guarded()
             self._learn(thread_id)
             self._must_attach = self._must_attach or thread_id == self._thread_id
             self._attached.add(thread_id)  # so that the next write does not wait again; the end attaches it
 
     def allow_read_blocking(self, thread_id: str) -> None:
         """`allow_read` for a saver's synchronous methods."""
+        self._recorded_blocking()
         self.check_owner_blocking(thread_id)
         self._learn(thread_id)
 
     def check_owner_blocking(self, thread_id: str) -> None:
         """`check_owner` for a saver's synchronous methods."""
-        if self._must_check(thread_id):
-            self._wait(self.check_owner(thread_id))
+        if self._must_check(thread_id) and self._wait(self.check_owner(thread_id)):
+            self._refuse_if_guarded()
 
     def _must_check(self, thread_id: str) -> bool:
         return self._guarded and thread_id not in self._attached and thread_id not in self._allowed
@@ -267,11 +334,13 @@ class Run:
                 raise StoreUnavailableError("The metadata store did not answer a graph's thread in time.") from exc
             return False
         coroutine.close()
+        return True
+
+    def _refuse_if_guarded(self) -> None:
         if self._guarded:
             raise InvalidInputError(
                 "A graph's synchronous methods cannot check a thread's owner on the event loop: use ainvoke or astream."
             )
-        return True
 
     def _loop_moves(self) -> bool:
         moved = threading.Event()
@@ -284,44 +353,6 @@ class Run:
     def _learn(self, thread_id: str) -> None:
         if self._thread_id is None:
             self._thread_id = thread_id
-
-
-class Ledger:
-    """What a run wrote, as the stamping saver saw it; it lands in the run's row when the run ends."""
-
-    __slots__ = ("_pauses", "checkpoint_count", "first_checkpoint_id", "last_checkpoint_id")
-
-    def __init__(self) -> None:
-        self.checkpoint_count = 0
-        """Checkpoints of all namespaces, subgraphs' included."""
-        self.first_checkpoint_id: str | None = None
-        """The first checkpoint of the root namespace (ids sort by time)."""
-        self.last_checkpoint_id: str | None = None
-        self._pauses: set[tuple[str, str]] = set()  # thread and checkpoint (ids sort by time)
-
-    @property
-    def paused(self) -> bool:
-        """Whether a graph stands at an `interrupt()` and waits for a human."""
-        return bool(self._pauses)
-
-    def paused_on(self, thread_id: str | None) -> bool:
-        """Whether the graph of this very thread does."""
-        return any(thread == thread_id for thread, _ in self._pauses)
-
-    def wrote(self, thread_id: str, namespace: str, checkpoint_id: str) -> None:
-        """Count a checkpoint that the saver has stored. A newer one of its thread ends the thread's pauses."""
-        self.checkpoint_count += 1
-        if namespace == "":
-            if self.first_checkpoint_id is None or checkpoint_id < self.first_checkpoint_id:
-                self.first_checkpoint_id = checkpoint_id
-            if self.last_checkpoint_id is None or checkpoint_id > self.last_checkpoint_id:
-                self.last_checkpoint_id = checkpoint_id
-            self._pauses -= {(thread, at) for thread, at in self._pauses if thread == thread_id and at < checkpoint_id}
-
-    def interrupted(self, thread_id: str, namespace: str, checkpoint_id: str) -> None:
-        """Note that a task of this checkpoint called `interrupt()`; a subgraph's pause shows in its root, too."""
-        if namespace == "":
-            self._pauses.add((thread_id, checkpoint_id))
 
 
 def new_id() -> str:

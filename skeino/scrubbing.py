@@ -8,7 +8,7 @@ from typing import Final
 MAX_CHARACTERS: Final = 500
 
 _HIDDEN: Final = "[hidden]"
-_SECRETS: Final = (
+_NAMED: Final = (
     # user:password@ in a URL
     (re.compile(r"(?P<keep>\b[a-z][a-z0-9+.-]{0,30}://)[^\s/@]{1,400}@", re.IGNORECASE), rf"\g<keep>{_HIDDEN}@"),
     # Authorization: Bearer …, Basic …
@@ -23,6 +23,8 @@ _SECRETS: Final = (
         ),
         rf"\g<keep>{_HIDDEN}",
     ),
+)
+_SPEAKING: Final = (
     # keys that say what they are: sk-…, ghp_…, xoxb-…, AKIA…, and JSON web tokens
     (
         re.compile(r"\b(?:sk|pk|rk)[-_][\w-]{12,}|\bgh[pousr]_\w{20,}|\bxox[abprs]-[\w-]{10,}|\bAKIA[0-9A-Z]{12,}"),
@@ -30,6 +32,8 @@ _SECRETS: Final = (
     ),
     (re.compile(r"\beyJ[\w-]{8,}\.[\w-]+\.[\w-]*"), _HIDDEN),
 )
+_ALL: Final = (*_NAMED, *_SPEAKING)
+_PLAIN: Final = re.compile(r"[\w/.-]*")  # a usual path: nothing in it that `_NAMED` could match
 _READ: Final = 4 * MAX_CHARACTERS  # of a longer text no more is looked at: patterns take time
 _UNPRINTABLE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029]+")
 
@@ -41,7 +45,9 @@ def scrubbed(text: str, *, limit: int = MAX_CHARACTERS) -> str:
     """
     if len(text) > _READ:
         text = text[:_READ].rpartition(" ")[0] or text[:limit]  # no half of a secret at the end
-    text = _UNPRINTABLE.sub(" ", text)
-    for pattern, replacement in _SECRETS:
+    plain = _PLAIN.fullmatch(text) is not None
+    if not plain:
+        text = _UNPRINTABLE.sub(" ", text)
+    for pattern, replacement in _SPEAKING if plain else _ALL:
         text = pattern.sub(replacement, text)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -13,8 +13,8 @@ except ImportError as exc:
     ) from None
 
 from skeino_asgi.lifespan import combine_lifespans
-from skeino_asgi.logs import RunLogFilter
+from skeino_asgi.logs import RunLogFilter, add_run_context
 from skeino_asgi.middleware import RunMiddleware
 from skeino_asgi.tracker import RunTracker
 
-__all__ = ["RunLogFilter", "RunMiddleware", "RunTracker", "combine_lifespans"]
+__all__ = ["RunLogFilter", "RunMiddleware", "RunTracker", "add_run_context", "combine_lifespans"]

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import inspect
-import json
 import logging
-import re
-from collections.abc import Awaitable, Callable, Collection
-from typing import TYPE_CHECKING, Final
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 
-from skeino.errors import (
-    ConfigurationError,
-    InvalidInputError,
-    StoreError,
-    StoreUnavailableError,
-    ThreadNotFoundError,
-)
+from skeino.errors import ConfigurationError, InvalidInputError, StoreError, StoreUnavailableError
 from skeino.runs import Run, current_run_var, guard_var
 from skeino.scrubbing import scrubbed
 from skeino.settings import SkeinoSettings
 from skeino.validation import validate_id, validate_thread_id
+from skeino_asgi.correlation import (
+    current_span,
+    describe_span,
+    traceparent_of,
+    valid_request_id,
+    valid_traceparent,
+)
+from skeino_asgi.disconnect import serve_until_the_client_leaves
+from skeino_asgi.exchange import HttpExchange
 from skeino_asgi.lifespan import run_lifespan
 from skeino_asgi.opening import Opening
-from skeino_asgi.outcome import HttpExchange
+from skeino_asgi.paths import PathChoice, compiled_template, path_below_root, predicate_of
+from skeino_asgi.refusal import REFUSALS, refuse
 from skeino_asgi.tracker import RunTracker, refuse_owners_that_are_forgotten
+from skeino_asgi.websocket import WebSocketExchange
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -34,15 +37,16 @@ if TYPE_CHECKING:
 logger = logging.getLogger("skeino")
 
 THREAD_HEADER: Final = b"x-thread-id"
+TRACE_HEADER: Final = b"traceparent"
 UNTRACKED_METHODS: Final = frozenset({"HEAD", "OPTIONS"})
 READING_METHODS: Final = frozenset({"GET", "DELETE"})
 """They create no thread, and do not make it busy."""
-RETRY_AFTER_SECONDS: Final = 1
 
 _SCOPE_KEY: Final = "skeino.run"  # in the scope of a request that a RunMiddleware has seen already
 
 Resolver = Callable[[HTTPConnection], "Awaitable[str | None] | str | None"]
-PathChoice = Collection[str] | Callable[["Scope"], bool]
+Headers = dict[bytes, bytes | None]
+"""Those that the middleware reads; None for one that stands twice."""
 
 
 class RunMiddleware:
@@ -63,6 +67,16 @@ class RunMiddleware:
             too; excluded paths are not guarded. Without it, whoever knows a thread's id reads it.
         include: track these paths only: paths, `"/api/*"` for all below one, or a predicate of the scope.
         exclude: do not track these (health checks, static files). Their handlers get the state and no run.
+        record: `"always"`: a run's row is committed before the handler starts. `"on_use"`: before its graph first
+            reads or writes, or at the end, if the handler used the run in another way (took its config, added
+            metadata, called `fail()`). A request that does neither leaves no row, though its answer has `X-Run-ID`.
+        on_disconnect: when the client leaves before the response is complete, `"continue"` lets the handler finish,
+            `"cancel"` cancels it (LangGraph's words). The run is `interrupted` either way, if it was noticed; with
+            `"cancel"` it always is. WebSockets are left to their handlers.
+        track_websockets: make each WebSocket connection a run, from its first message to its end. Without it,
+            `tracker.run()` makes one of whatever it encloses, a message say.
+        request_id_header: the header with the id that the client, or a proxy, gave the request; kept with the run as
+            `request_id`. None reads none.
 
     Raises:
         ConfigurationError: the arguments contradict each other.
@@ -79,9 +93,19 @@ class RunMiddleware:
         owner: Resolver | None = None,
         include: PathChoice | None = None,
         exclude: PathChoice = (),
+        record: Literal["always", "on_use"] = "always",
+        on_disconnect: Literal["continue", "cancel"] = "continue",
+        track_websockets: bool = False,
+        request_id_header: str | None = "X-Request-ID",
     ) -> None:
         if settings is not None and tracker is not None:
             raise ConfigurationError("RunMiddleware takes settings or a tracker, not both: the tracker has its own.")
+        for name, value, known in (
+            ("record", record, ("always", "on_use")),
+            ("on_disconnect", on_disconnect, ("continue", "cancel")),
+        ):
+            if value not in known:
+                raise ConfigurationError(f"{name} must be {known[0]!r} or {known[1]!r}, not {value!r}.")
         self.app = app
         self.tracker = tracker if tracker is not None else RunTracker(settings)
         if owner is not None and self.tracker.settings.on_store_error != "reject":
@@ -92,10 +116,15 @@ class RunMiddleware:
         if owner is not None:
             refuse_owners_that_are_forgotten(self.tracker.settings)
         self._thread_id = thread_id
-        self._thread_path = None if thread_path is None else _compiled(thread_path)
+        self._thread_path = None if thread_path is None else compiled_template(thread_path)
         self._owner = owner
-        self._is_included = None if include is None else _predicate(include, "include")
-        self._is_excluded = _predicate(exclude, "exclude") if exclude else None
+        self._is_included = None if include is None else predicate_of(include, "include")
+        self._is_excluded = predicate_of(exclude, "exclude") if exclude else None
+        self._records_on_use = record == "on_use"
+        self._cancels = on_disconnect == "cancel"
+        self._tracks_websockets = track_websockets
+        self._request_id_header = None if request_id_header is None else request_id_header.lower().encode("latin-1")
+        self._headers = frozenset({THREAD_HEADER, TRACE_HEADER, self._request_id_header} - {None})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
@@ -111,7 +140,7 @@ class RunMiddleware:
         try:
             if not self._is_chosen(scope):
                 await self._serve_untracked(scope, receive, send)
-            elif kind == "http" and scope["method"] not in UNTRACKED_METHODS:
+            elif scope["method"] not in UNTRACKED_METHODS if kind == "http" else self._tracks_websockets:
                 await self._track(scope, receive, send)
             elif self._owner is not None and scope.get("method") != "OPTIONS":
                 await self._guard(scope, receive, send)
@@ -122,79 +151,103 @@ class RunMiddleware:
             current_run_var.reset(token)
 
     async def _track(self, scope: Scope, receive: Receive, send: Send) -> None:
+        span = current_span()
         try:
-            opening = await self.tracker.ready()
-            run = await self._start(opening, scope)
-        except (InvalidInputError, ThreadNotFoundError, StoreError, HTTPException) as exc:
+            opening = self.tracker.opened_already() or await self.tracker.ready()
+            run = await self._start(opening, scope, span)
+        except REFUSALS as exc:
             if isinstance(exc, StoreUnavailableError) and self.tracker.settings.on_store_error == "untracked":
                 logger.warning("A request is served without a run: %s", exc)
                 await self._serve_untracked(scope, receive, send)
             else:
-                await _refuse(scope, send, exc)
+                await refuse(scope, send, exc)
             return
-        exchange = HttpExchange(run, receive, send)
         scope[_SCOPE_KEY] = run
         scope["state"] = {**(scope.get("state") or {}), **opening.state, "run": run}
         current_run_var.set(run)
+        exchange = (HttpExchange if scope["type"] == "http" else WebSocketExchange)(run, receive, send)
         try:
-            await self.app(scope, exchange.receive, exchange.send)
+            if self._cancels and isinstance(exchange, HttpExchange):
+                await serve_until_the_client_leaves(self.app, scope, exchange)
+            else:
+                await self.app(scope, exchange.receive, exchange.send)
         except BaseException as exc:
             opening.finish(run, exchange.outcome(exc))
             raise
-        opening.finish(run, exchange.outcome(None))
+        else:
+            opening.finish(run, exchange.outcome(None))
+        finally:
+            if span is not None:
+                describe_span(span, run)
 
     async def _guard(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a HEAD request or a WebSocket: no run, but another owner's thread is not found here either."""
         try:
-            opening = await self.tracker.ready()
+            opening = self.tracker.opened_already() or await self.tracker.ready()
             connection = HTTPConnection(scope)
             guard = Run(owner=await self._owner_of(connection), store=opening.persistence.metadata_store, guarded=True)
-            if (thread_id := await self._thread_of(scope, connection)) is not None:
+            if (thread_id := await self._thread_of(scope, connection, self._headers_of(scope))) is not None:
                 await guard.allow_read(thread_id)
-        except (InvalidInputError, ThreadNotFoundError, StoreError, HTTPException) as exc:
-            await _refuse(scope, send, exc)
+        except REFUSALS as exc:
+            await refuse(scope, send, exc)
             return
         guard_var.set(guard)
         await self._serve_untracked(scope, receive, send)
 
     async def _serve_untracked(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            state = (await self.tracker.ready()).state
+            state = (self.tracker.opened_already() or await self.tracker.ready()).state
         except StoreError:
             state = {}
         scope["state"] = {**(scope.get("state") or {}), **state, "run": None}
         await self.app(scope, receive, send)
 
-    async def _start(self, opening: Opening, scope: Scope) -> Run:
+    async def _start(self, opening: Opening, scope: Scope, span: Any) -> Run:
         connection = HTTPConnection(scope) if self._owner is not None or self._thread_id is not None else None
         owner = None if self._owner is None or connection is None else await self._owner_of(connection)
-        method = scope["method"]
-        return await opening.start(
-            thread_id=await self._thread_of(scope, connection),
+        headers = self._headers_of(scope)
+        method = scope.get("method", "WEBSOCKET")
+        request_id = headers.get(self._request_id_header) if self._request_id_header is not None else None
+        traceparent = headers.get(TRACE_HEADER)
+        run = opening.begin(
+            thread_id=await self._thread_of(scope, connection, headers),
             create_thread=method not in READING_METHODS,
             owner=owner,
             guarded=self._owner is not None,
-            kwargs={"method": scrubbed(method, limit=20), "path": scrubbed(_path_below_root(scope), limit=1000)},
+            request_id=None if request_id is None else valid_request_id(request_id),
+            traceparent=None if traceparent is None else valid_traceparent(traceparent),
+            describe=partial(_description, method, path_below_root(scope)),
         )
+        if span is not None:
+            run.traceparent = traceparent_of(span)
+            describe_span(span, run)
+        await (opening.admit(run) if self._records_on_use else opening.record(run))
+        return run
+
+    def _headers_of(self, scope: Scope) -> Headers:
+        found: Headers = {}
+        for name, value in scope["headers"]:
+            if name in self._headers:
+                found[name] = None if name in found else value
+        return found
 
     async def _owner_of(self, connection: HTTPConnection) -> str | None:
         owner = None if self._owner is None else await _resolved(self._owner, connection)
         return None if owner is None else validate_id(owner, "owner")
 
-    async def _thread_of(self, scope: Scope, connection: HTTPConnection | None) -> str | None:
+    async def _thread_of(self, scope: Scope, connection: HTTPConnection | None, headers: Headers) -> str | None:
         if self._thread_id is not None:
             assert connection is not None
             found = await _resolved(self._thread_id, connection)
             return None if found is None else validate_thread_id(found)
-        if self._thread_path is not None and (match := self._thread_path.match(_path_below_root(scope))):
+        if self._thread_path is not None and (match := self._thread_path.match(path_below_root(scope))):
             return validate_thread_id(match["thread_id"])
-        given = [value for name, value in scope["headers"] if name == THREAD_HEADER]
-        if not given:
+        if THREAD_HEADER not in headers:
             return None
-        if len(given) > 1:
+        if (given := headers[THREAD_HEADER]) is None:
             raise InvalidInputError("The header X-Thread-ID stands twice: send it once.")
         try:
-            return validate_thread_id(given[0].decode())
+            return validate_thread_id(given.decode())
         except UnicodeDecodeError:
             raise InvalidInputError("The header X-Thread-ID is not UTF-8.") from None
 
@@ -209,58 +262,6 @@ async def _resolved(resolver: Resolver, connection: HTTPConnection) -> str | Non
     return await found if inspect.isawaitable(found) else found
 
 
-async def _refuse(scope: Scope, send: Send, exc: Exception) -> None:
-    """Answer in place of the application."""
-    status, code, detail = _answer_to(exc)
-    if scope["type"] == "websocket":
-        await send({"type": "websocket.close", "code": 1008 if status < 500 else 1013, "reason": code})
-        return
-    body = json.dumps({"error": code, "detail": detail}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if status == 503:
-        headers.append((b"retry-after", str(RETRY_AFTER_SECONDS).encode()))
-    if isinstance(exc, HTTPException):
-        headers += [(name.lower().encode(), value.encode()) for name, value in (exc.headers or {}).items()]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
-
-
-def _answer_to(exc: Exception) -> tuple[int, str, str]:
-    if isinstance(exc, InvalidInputError):
-        return 400, "invalid_input", str(exc)
-    if isinstance(exc, ThreadNotFoundError):
-        return 404, "thread_not_found", "There is no such thread."
-    if isinstance(exc, HTTPException):  # the application's own answer, from owner= or thread_id=
-        return exc.status_code, "refused", exc.detail
-    logger.warning("A request is refused: %s", exc)
-    return 503, "store_unavailable", "The server cannot keep its state now: try again."
-
-
-def _path_below_root(scope: Scope) -> str:
-    """The path as the application's routes know it (ASGI: `path` includes `root_path`)."""
-    path: str = scope["path"]
-    root: str = scope.get("root_path", "")
-    return path[len(root) :] if root and path.startswith(root + "/") else path
-
-
-def _compiled(template: str) -> re.Pattern[str]:
-    if template.count("{thread_id}") != 1 or not template.startswith("/"):
-        raise ConfigurationError("thread_path must begin with '/' and have {thread_id} once: '/threads/{thread_id}'.")
-    parts = re.split(r"\{(\w+)\}", template.rstrip("/"))
-    pattern = "".join(re.escape(part) if index % 2 == 0 else f"(?P<{part}>[^/]+)" for index, part in enumerate(parts))
-    return re.compile(f"{pattern}(?:/.*)?$", re.DOTALL)
-
-
-def _predicate(choice: PathChoice, name: str) -> Callable[[Scope], bool]:
-    if callable(choice):
-        return choice
-    if isinstance(choice, str) or not all(str(path).startswith("/") for path in choice):
-        raise ConfigurationError(f"{name} must be a collection of paths that begin with '/', or a predicate.")
-    exact = frozenset(path for path in choice if not path.endswith("/*"))
-    prefixes = tuple(path[:-1] for path in choice if path.endswith("/*"))
-
-    def matches(scope: Scope) -> bool:
-        path = _path_below_root(scope)
-        return path in exact or path.startswith(prefixes) if prefixes else path in exact
-
-    return matches
+def _description(method: str, path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a run's row keeps of its request."""
+    return {}, {"method": scrubbed(method, limit=20), "path": scrubbed(path, limit=1000)}

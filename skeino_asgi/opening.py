@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import logging
 import os
-import random
 import socket
-from collections.abc import Coroutine, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from skeino.errors import InvalidInputError, StoreError, StoreUnavailableError, ThreadNotFoundError
+from skeino.errors import StoreError, StoreUnavailableError
 from skeino.persistence.opening import Persistence, open_persistence
 from skeino.persistence.protocol import MetadataStoreProtocol
 from skeino.persistence.rows import RunError, RunFinish
 from skeino.runs import Run, new_id
 from skeino.settings import SkeinoSettings
 from skeino.validation import validate_json_object
-from skeino_asgi.outcome import Outcome, thread_status_after
+from skeino_asgi.ends import End, Ends
+from skeino_asgi.outcome import Outcome, failed, interrupted, reported, thread_status_after
+from skeino_asgi.record import Describe, Record
+from skeino_asgi.tasks import spawn
 
 logger = logging.getLogger("skeino")
-
-FIRST_RETRY: Final = 0.05
-LAST_RETRY: Final = 5.0
-"""Seconds between the attempts to write the ends of runs, while the store is unavailable: the first and the longest."""
 
 DRAIN_TIMEOUT: Final = 10.0
 """Seconds that closing waits for the ends of runs to be written."""
@@ -46,34 +42,24 @@ class Opening:
         self.users = 0
         self.closing = False
         self._settings = settings
+        self.state: dict[str, Any] = {}
+        """What `request.state` gets, but for the run; empty until it is open."""
         self._close = asyncio.Event()
         self._ready: asyncio.Future[Persistence] = asyncio.get_running_loop().create_future()
         self._active: set[str] = set()
         self._idle = asyncio.Event()
-        self._ends: dict[str, End] = {}  # those that are not written yet
-        self._writes: set[asyncio.Task[None]] = set()
-        self._retrying: asyncio.Task[None] | None = None
-        self._owner = self._spawn(self._own(), "skeino")
+        self._ends: Ends  # there once it is open
+        self._owner = spawn(self._own(), "skeino")
 
     @property
     def is_open(self) -> bool:
         """Whether runs may start."""
-        return self._ready.done() and not self.closing
+        return bool(self.state) and not self.closing
 
     @property
     def persistence(self) -> Persistence:
         """Both halves; only once `opened()` has returned."""
         return self._ready.result()
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """What `request.state` gets, but for the run."""
-        persistence = self.persistence
-        return {
-            "checkpointer": persistence.checkpointer,
-            "metadata_store": persistence.metadata_store,
-            "persistence": persistence,
-        }
 
     async def opened(self) -> None:
         """Wait until both halves are open; raises what opening raised."""
@@ -93,61 +79,95 @@ class Opening:
         if not self._owner.cancelled() and (exc := self._owner.exception()) is not None:
             raise exc
 
-    async def start(
+    def begin(
         self,
         *,
         thread_id: str | None,
         create_thread: bool,
         owner: str | None,
         guarded: bool = False,
-        metadata: Mapping[str, Any] | None = None,
-        kwargs: Mapping[str, Any] | None = None,
+        request_id: str | None = None,
+        traceparent: str | None = None,
+        describe: Describe | None = None,
     ) -> Run:
-        """Start a run; its row is committed when this returns.
+        """Begin a run; its row is written by `record()`, or else when a saver first reads or writes for it, or at its
+        end, if it was used.
+
+        Args:
+            describe: says with which `metadata` and `kwargs` the row begins.
+
+        Raises:
+            StoreUnavailableError: while closing.
+            InvalidInputError: an id is not storable.
+        """
+        if self.closing:
+            raise StoreUnavailableError("The server is shutting down: try again.")
+        run = Run(
+            thread_id=thread_id,
+            owner=owner,
+            store=self.persistence.metadata_store,
+            guarded=guarded,
+            creates_thread=create_thread,
+            request_id=request_id,
+            traceparent=traceparent,
+        )
+        run.record = Record(self, run, describe)
+        self._active.add(run.run_id)  # before it is written: closing must know of it
+        return run
+
+    async def record(self, run: Run) -> None:
+        """Write the row of a run that has begun; it is committed when this returns. Where it raises, there is no run.
 
         Raises:
             ThreadNotFoundError, InvalidInputError, StoreUnavailableError: as `start_run`; also while closing.
         """
-        if self.closing:
-            raise StoreUnavailableError("The server is shutting down: try again.")
-        store = self.persistence.metadata_store
-        run = Run(thread_id=thread_id, owner=owner, store=store, guarded=guarded, creates_thread=create_thread)
-        self._active.add(run.run_id)  # before it is written: closing must know of it
+        assert isinstance(run.record, Record)
         try:
-            await store.start_run(
-                run.run_id,
-                worker_id=self.worker_id,
-                thread_id=thread_id,
-                create_thread=create_thread,
-                owner=owner,
-                metadata=metadata,
-                kwargs=kwargs,
-                created_at=run.started_at,
-            )
-        except asyncio.CancelledError:  # its row may be there all the same
-            message = "The request was cancelled while its run was being started."
-            self.finish(run, Outcome("interrupted", RunError(code="cancelled", type=None, message=message)))
+            await run.record.write()
+        except asyncio.CancelledError:
+            run.record = None  # its row may be there all the same
+            self.finish(run, interrupted("cancelled", "The request was cancelled while its run was being started."))
             raise
         except StoreUnavailableError as exc:
             if exc.maybe_done:
+                run.record = None
                 message = "The database did not say whether the run was started; the request was refused."
-                self.finish(run, Outcome("error", RunError(code="store_unavailable", type=None, message=message)))
+                self.finish(run, failed("store_unavailable", message))
             else:
                 self._leave(run)
             raise
         except BaseException:
             self._leave(run)
             raise
-        if thread_id is not None and create_thread:
-            run.mark_attached(thread_id)
-        return run
 
-    def finish(self, run: Run, outcome: Outcome) -> End:
+    async def admit(self, run: Run) -> None:
+        """Let a run begin whose row is written later, unless its thread is another owner's: then there is no run.
+
+        Raises:
+            ThreadNotFoundError, StoreUnavailableError: as `Run.check_owner`.
+        """
+        try:
+            if run.thread_id is not None:
+                await run.check_owner(run.thread_id)
+        except BaseException:
+            self._leave(run)
+            raise
+
+    def finish(self, run: Run, outcome: Outcome) -> End | None:
         """End the run. What is to be written is queued before this returns, and then tried until it is written.
 
-        It does not wait, so that a cancelled request, too, leaves its end in the queue.
+        It does not wait, so that a cancelled request, too, leaves its end in the queue. None for a run without a row
+        that nobody used: it leaves no trace.
         """
+        if outcome.status == "success" and run.failure is not None:
+            outcome = reported(run.failure, outcome.http_status)
         run.end(outcome.status)
+        self._leave(run)
+        record = run.record
+        assert record is None or isinstance(record, Record)
+        if record is not None and not run.used:
+            record.outcome = outcome  # a task that outlives the request may use it yet
+            return None
         end = End(
             RunFinish(
                 run_id=run.run_id,
@@ -166,12 +186,9 @@ class Opening:
             ),
             run.thread_to_attach,
             run.owner,
+            record,
         )
-        self._ends[run.run_id] = end
-        self._leave(run)
-        task = self._spawn(self._write(end), "skeino end of run")
-        self._writes.add(task)
-        task.add_done_callback(self._writes.discard)
+        self._ends.add(end)
         return end
 
     def _leave(self, run: Run) -> None:
@@ -179,13 +196,16 @@ class Opening:
         if not self._active:
             self._idle.set()
 
-    def _spawn(self, coroutine: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        return asyncio.get_running_loop().create_task(coroutine, name=name, context=contextvars.Context())
-
     async def _own(self) -> None:
         """The owner task: open, wait to be closed (or cancelled with the event loop), drain, close."""
         try:
             async with open_persistence(self._settings) as persistence:
+                self._ends = Ends(persistence.metadata_store)
+                self.state = {
+                    "checkpointer": persistence.checkpointer,
+                    "metadata_store": persistence.metadata_store,
+                    "persistence": persistence,
+                }
                 self._ready.set_result(persistence)
                 try:
                     await self._close.wait()
@@ -198,60 +218,6 @@ class Opening:
             self._ready.set_exception(exc)
             self._ready.exception()  # retrieved, in case nobody waits any more
 
-    # ── The ends of runs ─────────────────────────────────────────────────────────────────────────────────
-
-    async def _write(self, end: End) -> None:
-        if not await self._settle(end) and self._retrying is None:
-            self._retrying = self._spawn(self._retry(), "skeino ends of runs")
-
-    async def _retry(self) -> None:
-        """Try what is not written yet, again and again, until nothing is left."""
-        delay = FIRST_RETRY
-        while self._ends:
-            await asyncio.sleep(delay * random.uniform(0.5, 1.0))
-            delay = min(2 * delay, LAST_RETRY)
-            for end in list(self._ends.values()):
-                if not await self._settle(end):
-                    # The store is still away, most likely: no need to ask for each. But the next time others come
-                    # first, so that one that is refused for ever holds up nobody.
-                    self._ends[end.finish["run_id"]] = self._ends.pop(end.finish["run_id"])
-                    break
-        self._retrying = None
-
-    async def _settle(self, end: End) -> bool:
-        """Write one end; False if that is worth another attempt."""
-        store = self.persistence.metadata_store
-        run_id = end.finish["run_id"]
-        try:
-            if end.thread_to_attach is not None:
-                try:
-                    await store.attach_thread(run_id, end.thread_to_attach, owner=end.owner)
-                except (ThreadNotFoundError, InvalidInputError):
-                    logger.warning("Run %s chose a thread of another owner: it ends without it.", run_id)
-                end.thread_to_attach = None
-            if not await store.finish_run(end.finish):
-                logger.info("The end of run %s changed nothing: its row had ended already, or is gone.", run_id)
-        except InvalidInputError as exc:
-            if end.reduced:
-                logger.error("The end of run %s cannot be written: %s", run_id, exc)
-                self._forget(end)
-                return True
-            logger.error("The end of run %s is written without its details: %s", run_id, exc)
-            end.reduce()
-            return await self._settle(end)
-        except StoreError as exc:
-            logger.warning("The end of run %s is not written yet: %s", run_id, exc)
-            return False
-        except Exception:  # a bug in a store of somebody's own must not lose the others' ends
-            logger.exception("The end of run %s is not written yet.", run_id)
-            return False
-        self._forget(end)
-        return True
-
-    def _forget(self, end: End) -> None:
-        self._ends.pop(end.finish["run_id"], None)
-        end.written.set()
-
     async def _drain(self, store: MetadataStoreProtocol) -> None:
         """Write what is due; then end the runs that are still active as interrupted."""
         try:
@@ -261,52 +227,12 @@ class Opening:
                     waiting = asyncio.ensure_future(self._idle.wait())
                     await asyncio.wait([waiting], timeout=GRACE)
                     waiting.cancel()
-                if self._retrying is not None:
-                    self._retrying.cancel()
-                while self._writes:
-                    await asyncio.wait(list(self._writes))
-                for end in list(self._ends.values()):  # its task was cancelled, or the store was away
-                    await self._settle(end)
+                await self._ends.drain()
                 error = RunError(code="shutdown", type=None, message="The server stopped before the run ended.")
                 if number := await store.interrupt_runs(self.worker_id, error):
                     logger.warning("%d runs were active at shutdown and ended as interrupted.", number)
         except (TimeoutError, StoreError) as exc:
             logger.error("Not all runs could be ended at shutdown, %d ends are due: %s", len(self._ends), exc)
-
-
-class End:
-    """How a run ended, on its way to the store."""
-
-    __slots__ = ("finish", "owner", "reduced", "thread_to_attach", "written")
-
-    def __init__(self, finish: RunFinish, thread_to_attach: str | None, owner: str | None) -> None:
-        self.finish = finish
-        self.thread_to_attach = thread_to_attach
-        self.owner = owner
-        self.reduced = False
-        self.written = asyncio.Event()
-
-    def reduce(self) -> None:
-        """Keep the status alone, of an end whose details no store can hold."""
-        self.reduced = True
-        self.thread_to_attach = None
-        error = RunError(code="unstorable", type=None, message="What is known of the run's end could not be stored.")
-        known = self.finish
-        self.finish = RunFinish(
-            run_id=known["run_id"],
-            worker_id=known["worker_id"],
-            status=known["status"],
-            finished_at=known["finished_at"],
-            thread_id=None,
-            thread_status=known["thread_status"],
-            error=None if known["status"] == "success" else error,
-            http_status=None,
-            metadata={},
-            checkpoint_count=known["checkpoint_count"],
-            first_checkpoint_id=None,
-            last_checkpoint_id=None,
-            paused=known["paused"],
-        )
 
 
 def _storable_metadata(run: Run) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from skeino.persistence.registry import forgets_rows, normalised_scheme
 from skeino.runs import Run, current_run_var, guard_var
 from skeino.settings import SkeinoSettings
 from skeino_asgi.opening import Opening
-from skeino_asgi.outcome import Outcome, outcome_of_exception
+from skeino_asgi.outcome import Outcome, raised
 
 FINISH_PATIENCE: Final = 10.0
 """Seconds that the end of a `tracker.run()` block waits for its end to be written."""
@@ -37,6 +37,7 @@ class RunTracker:
     def __init__(self, settings: SkeinoSettings | None = None) -> None:
         self.settings = settings if settings is not None else SkeinoSettings()
         self._openings: WeakKeyDictionary[asyncio.AbstractEventLoop, Opening] = WeakKeyDictionary()
+        self._latest: tuple[asyncio.AbstractEventLoop, Opening] | None = None  # looked up last: most have but one
 
     @asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncIterator[dict[str, Any]]:
@@ -50,7 +51,7 @@ class RunTracker:
         """
         opening = await self.acquire()
         try:
-            yield opening.state
+            yield dict(opening.state)
         finally:
             await self.release(opening)
 
@@ -112,6 +113,14 @@ class RunTracker:
             )
         return opening
 
+    def opened_already(self) -> Opening | None:
+        """What is open on this event loop; None if the caller has to ask `ready()`."""
+        loop = asyncio.get_running_loop()
+        if self._latest is None or self._latest[0] is not loop:
+            opening = self._openings.get(loop)
+            self._latest = None if opening is None else (loop, opening)
+        return self._latest[1] if self._latest is not None and self._latest[1].is_open else None
+
     async def ready(self) -> Opening:
         """What is open on this event loop; under a server without lifespan, the first request opens it.
 
@@ -160,11 +169,13 @@ class RunTracker:
                 self._drop(opening)
 
     def _begin(self) -> Opening:
+        self._latest = None
         opening = self._openings[asyncio.get_running_loop()] = Opening(self.settings)
         return opening
 
     def _drop(self, opening: Opening) -> None:
         loop = asyncio.get_running_loop()
+        self._latest = None
         if self._openings.get(loop) is opening:
             del self._openings[loop]
 
@@ -194,31 +205,38 @@ class TrackedRun:
         kwargs: Mapping[str, Any] | None,
     ) -> None:
         self._opening = opening
-        self._arguments: dict[str, Any] = {
-            "thread_id": thread_id,
-            "owner": owner,
-            "metadata": metadata,
-            "kwargs": kwargs,
-        }
+        self._thread_id = thread_id
+        self._owner = owner
+        self._metadata = metadata or {}
+        self._kwargs = kwargs
         self._run: Run | None = None
         self._outer: Run | None = None
 
     async def __aenter__(self) -> Run:
-        self._outer = current_run_var.get()
-        guard = self._outer or guard_var.get()
-        if self._arguments["owner"] is None and guard is not None and guard.guarded:
-            self._arguments |= {"owner": guard.owner, "guarded": True}  # a request's run within it is its owner's
-        self._run = await self._opening.start(create_thread=True, **self._arguments)
-        current_run_var.set(self._run)
-        return self._run
+        outer = self._outer = current_run_var.get()
+        guard = outer or guard_var.get()
+        inherits = self._owner is None and guard is not None and guard.guarded
+        run = self._opening.begin(
+            thread_id=self._thread_id,
+            create_thread=True,
+            owner=guard.owner if inherits and guard is not None else self._owner,
+            guarded=inherits,  # a request's run within it is its owner's
+            request_id=None if outer is None else outer.request_id,
+            traceparent=None if outer is None else outer.traceparent,
+            describe=lambda: (self._metadata, self._kwargs),
+        )
+        await self._opening.record(run)
+        self._run = run
+        current_run_var.set(run)
+        return run
 
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         assert self._run is not None
         current_run_var.set(self._outer)
-        outcome = Outcome("success") if exc is None else Outcome(*outcome_of_exception(exc, "in the run"))
-        end = self._opening.finish(self._run, outcome)
+        end = self._opening.finish(self._run, Outcome("success") if exc is None else raised(exc, "in the run"))
+        assert end is not None  # its row is there
         with suppress(TimeoutError):
             async with asyncio.timeout(FINISH_PATIENCE):
                 await end.written.wait()

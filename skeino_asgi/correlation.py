@@ -1,0 +1,65 @@
+"""What ties a run to the rest of a system: the request's own id, and the trace it is part of."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import Any, Final
+
+from skeino.runs import Run
+
+CONVERSATION: Final = "gen_ai.conversation.id"
+"""OpenTelemetry's attribute for a thread:
+https://opentelemetry.io/docs/specs/semconv/registry/attributes/gen-ai/"""
+
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@~-]{1,128}")
+_TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+def valid_request_id(value: bytes) -> str | None:
+    """The id, if it is one: up to 128 letters, digits and `._:/+=@~-`. Anything else is ignored, not repaired."""
+    text = value.decode("latin-1")
+    return text if _REQUEST_ID.fullmatch(text) else None
+
+
+def valid_traceparent(value: bytes) -> str | None:
+    """The trace context, if it is one; the parts that a later version may add are left out.
+
+    https://www.w3.org/TR/trace-context/#traceparent-header
+    """
+    text = value.decode("latin-1")
+    found = _TRACEPARENT.match(text)
+    if found is None:
+        return None
+    rest = text[found.end() :]
+    return found[0] if rest == "" or (rest.startswith("-") and not text.startswith("00-")) else None
+
+
+def current_span() -> Any:
+    """OpenTelemetry's current span; None where the application does not use it, or there is none."""
+    trace = sys.modules.get("opentelemetry.trace")  # whoever makes spans has imported it
+    if trace is None:
+        return None
+    span = trace.get_current_span()
+    return span if span.get_span_context().is_valid else None
+
+
+def traceparent_of(span: Any) -> str:
+    """The trace context whose parent is this span."""
+    context = span.get_span_context()
+    return f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags) & 0xFF:02x}"
+
+
+def describe_span(span: Any, run: Run) -> None:
+    """Say on the span which run, which thread and, once it has ended, which status it was."""
+    span.set_attribute("skeino.run.id", run.run_id)
+    if run.thread_id is not None:
+        span.set_attribute(CONVERSATION, run.thread_id)
+    if not run.active:
+        span.set_attribute("skeino.run.status", run.status)
+
+
+def correlation_of(run: Run) -> dict[str, str]:
+    """What stands in the metadata of the run's row, to be searched for."""
+    found = {"request_id": run.request_id, "trace_id": run.trace_id}
+    return {name: value for name, value in found.items() if value is not None}

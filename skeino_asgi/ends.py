@@ -1,0 +1,144 @@
+"""`Ends`: how runs ended, queued until the store has it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from typing import TYPE_CHECKING, Final
+
+from skeino.errors import InvalidInputError, StoreError, ThreadNotFoundError
+from skeino.persistence.protocol import MetadataStoreProtocol
+from skeino.persistence.rows import RunError, RunFinish
+from skeino_asgi.tasks import spawn
+
+if TYPE_CHECKING:
+    from skeino_asgi.record import Record
+
+logger = logging.getLogger("skeino")
+
+FIRST_RETRY: Final = 0.05
+LAST_RETRY: Final = 5.0
+"""Seconds between the attempts to write the ends of runs, while the store is unavailable: the first and the longest."""
+
+
+class Ends:
+    """The ends that are not written yet: each is tried at once, and then again until it is written."""
+
+    def __init__(self, store: MetadataStoreProtocol) -> None:
+        self._store = store
+        self._due: dict[str, End] = {}
+        self._writes: set[asyncio.Task[None]] = set()
+        self._retrying: asyncio.Task[None] | None = None
+
+    def __len__(self) -> int:
+        return len(self._due)
+
+    def add(self, end: End) -> None:
+        """Queue an end. It is in the queue when this returns, so that a cancelled request, too, leaves its end."""
+        self._due[end.finish["run_id"]] = end
+        task = spawn(self._write(end), "skeino end of run")
+        self._writes.add(task)
+        task.add_done_callback(self._writes.discard)
+
+    async def drain(self) -> None:
+        """Write what is due, each once more, and leave what the store does not take."""
+        if self._retrying is not None:
+            self._retrying.cancel()
+        while self._writes:
+            await asyncio.wait(list(self._writes))
+        for end in list(self._due.values()):  # its task was cancelled, or the store was away
+            await self._settle(end)
+
+    async def _write(self, end: End) -> None:
+        if not await self._settle(end) and self._retrying is None:
+            self._retrying = spawn(self._retry(), "skeino ends of runs")
+
+    async def _retry(self) -> None:
+        """Try what is not written yet, again and again, until nothing is left."""
+        delay = FIRST_RETRY
+        while self._due:
+            await asyncio.sleep(delay * random.uniform(0.5, 1.0))
+            delay = min(2 * delay, LAST_RETRY)
+            for end in list(self._due.values()):
+                if not await self._settle(end):
+                    # The store is still away, most likely: no need to ask for each. But the next time others come
+                    # first, so that one that is refused for ever holds up nobody.
+                    self._due[end.finish["run_id"]] = self._due.pop(end.finish["run_id"])
+                    break
+        self._retrying = None
+
+    async def _settle(self, end: End) -> bool:
+        """Write one end; False if that is worth another attempt."""
+        store = self._store
+        run_id = end.finish["run_id"]
+        try:
+            if end.record is not None:
+                await end.record.write()
+                end.record = None
+            if end.thread_to_attach is not None:
+                try:
+                    await store.attach_thread(run_id, end.thread_to_attach, owner=end.owner)
+                except (ThreadNotFoundError, InvalidInputError):
+                    logger.warning("Run %s chose a thread of another owner: it ends without it.", run_id)
+                end.thread_to_attach = None
+            if not await store.finish_run(end.finish):
+                logger.info("The end of run %s changed nothing: its row had ended already, or is gone.", run_id)
+        except InvalidInputError as exc:
+            if end.reduced:
+                logger.error("The end of run %s cannot be written: %s", run_id, exc)
+                self._forget(end)
+                return True
+            logger.error("The end of run %s is written without its details: %s", run_id, exc)
+            end.reduce()
+            return await self._settle(end)
+        except StoreError as exc:
+            logger.warning("The end of run %s is not written yet: %s", run_id, exc)
+            return False
+        except Exception:  # a bug in a store of somebody's own must not lose the others' ends
+            logger.exception("The end of run %s is not written yet.", run_id)
+            return False
+        self._forget(end)
+        return True
+
+    def _forget(self, end: End) -> None:
+        self._due.pop(end.finish["run_id"], None)
+        end.written.set()
+
+
+class End:
+    """How a run ended, on its way to the store."""
+
+    __slots__ = ("finish", "owner", "record", "reduced", "thread_to_attach", "written")
+
+    def __init__(
+        self, finish: RunFinish, thread_to_attach: str | None, owner: str | None, record: Record | None
+    ) -> None:
+        self.finish = finish
+        self.thread_to_attach = thread_to_attach
+        self.owner = owner
+        self.record = record  # of a run that was used but has no row yet
+        self.reduced = False
+        self.written = asyncio.Event()
+
+    def reduce(self) -> None:
+        """Keep the status alone, of an end whose details no store can hold."""
+        self.reduced = True
+        self.thread_to_attach = None
+        error = RunError(code="unstorable", type=None, message="What is known of the run's end could not be stored.")
+        known = self.finish
+        self.finish = RunFinish(
+            run_id=known["run_id"],
+            worker_id=known["worker_id"],
+            status=known["status"],
+            finished_at=known["finished_at"],
+            thread_id=None,
+            thread_status=known["thread_status"],
+            error=None if known["status"] == "success" else error,
+            http_status=None,
+            metadata={},
+            checkpoint_count=known["checkpoint_count"],
+            first_checkpoint_id=None,
+            last_checkpoint_id=None,
+            paused=known["paused"],
+        )

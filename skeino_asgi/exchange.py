@@ -1,0 +1,102 @@
+"""`HttpExchange`: one request and its response, watched as they pass; from what was seen follows the outcome."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from starlette.requests import ClientDisconnect
+
+from skeino.runs import Run
+from skeino_asgi.outcome import Outcome, failed, interrupted, raised
+
+if TYPE_CHECKING:
+    from starlette.types import Message, Receive, Send
+
+
+class HttpExchange:
+    """Watches one request's `receive` and `send`, and adds the run's headers to the response.
+
+    A client's leaving counts only before the response is complete: uvicorn sends `http.disconnect` afterwards, too.
+    """
+
+    __slots__ = ("_receive", "_run", "_send", "_started", "_trailers", "complete", "completing", "left", "status")
+
+    def __init__(self, run: Run, receive: Receive, send: Send) -> None:
+        self._run = run
+        self._receive = receive
+        self._send = send
+        self._started = False
+        self._trailers = False
+        self.status: int | None = None
+        self.left = False
+        """The client left before the response was complete."""
+        self.completing = False
+        """The server has been handed the last message; it may say that the client left before it returns."""
+        self.complete = False
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.disconnect" and not self.completing:
+            self.left = True
+        return message
+
+    async def send(self, message: Message) -> None:
+        kind = message["type"]
+        if kind == "http.response.body":
+            self.completing = not message.get("more_body", False) and not self._trailers
+        elif kind == "http.response.start":
+            self.status = storable_status(message["status"])
+            self._started = True
+            self._trailers = message.get("trailers", False)
+            message = {**message, "headers": [*message.get("headers", ()), *headers_of(self._run)]}  # apps reuse theirs
+        elif kind == "http.response.trailers":
+            self.completing = not message.get("more_trailers", False)
+        elif kind == "http.response.pathsend":
+            self.completing = True
+        try:
+            await self._send(message)
+        except OSError:  # the server's word for a client that left (ASGI HTTP, since specification 2.4)
+            self.left = not self.complete
+            raise
+        self.complete = self.completing
+
+    def outcome(self, exc: BaseException | None) -> Outcome:
+        """The run's outcome, once the application has returned or raised."""
+        if exc is None and self.complete:
+            if self.status is not None and self.status >= 500:
+                return failed("http_error", f"The application answered with status {self.status}.", self.status)
+            return Outcome("success", None, self.status)
+        if isinstance(exc, asyncio.CancelledError):
+            message = "The request was cancelled, by the server or a time limit."
+            return interrupted("cancelled", message, self.status)
+        if isinstance(exc, ClientDisconnect) and not self.left and isinstance(exc.__context__, OSError):
+            exc = exc.__context__  # Starlette takes any OSError of a stream's body for the client's leaving
+        if isinstance(exc, ClientDisconnect) or (exc is None and self.left):
+            message = "The client left before the response was complete."
+            return interrupted("client_disconnected", message, self.status)
+        if exc is not None:
+            return raised(exc, self._phase(), self.status)
+        if not self._started:
+            return failed("no_response", "The application returned without a response.")
+        return failed("incomplete_response", "The application returned before its response was complete.", self.status)
+
+    def _phase(self) -> str:
+        if not self._started:
+            return "before the response"
+        return "after the response" if self.complete else "during the response"
+
+
+def headers_of(run: Run) -> list[tuple[bytes, bytes]]:
+    """What a response says of its run."""
+    headers = [(b"x-run-id", run.run_id.encode())]
+    if run.minted_thread_id and run.thread_id is not None:
+        headers.append((b"x-thread-id", run.thread_id.encode()))
+    return headers
+
+
+def storable_status(status: object) -> int | None:
+    """The status as a row keeps it; None for one that HTTP does not have, which the server will refuse."""
+    if isinstance(status, int) and not isinstance(status, bool) and 100 <= status <= 999:
+        return int.__index__(status)
+    return None
