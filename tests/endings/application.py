@@ -178,6 +178,14 @@ async def checkpoints(request: Exchange) -> None:
     await works(request)
 
 
+async def counts_checkpoints(request: Exchange) -> None:
+    """Answers with the number of the thread's checkpoints."""
+    config = {"configurable": {"thread_id": request.token, "checkpoint_ns": ""}}
+    found = [one async for one in request.scope["state"]["checkpointer"].alist(config)]
+    await request.start()
+    await request.body(str(len(found)).encode())
+
+
 # ── Starlette ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -300,6 +308,7 @@ BARE: dict[str, Behaviour] = {
         is_cancelled,
         has_a_limit,
         checkpoints,
+        counts_checkpoints,
         websocket_echoes,
         websocket_tells_its_state,
         websocket_runs,
@@ -338,6 +347,8 @@ async def limited(scope: Scope, receive: Receive, send: Send) -> None:
 continuing = RunMiddleware(endings, tracker=tracker)
 CONFIGURATIONS: dict[str, Callable[[Scope, Receive, Send], Awaitable[None]]] = {
     "continue": continuing,
+    "cancel": RunMiddleware(endings, tracker=tracker, on_disconnect="cancel"),
+    "websockets": RunMiddleware(endings, tracker=tracker, track_websockets=True),
     "limit": limited,
 }
 

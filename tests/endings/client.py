@@ -6,6 +6,7 @@ import json
 import socket
 import sqlite3
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 
@@ -20,9 +21,10 @@ UNNOTICED = 0.3
 class Client:
     """One client of a running server; its path names one run."""
 
-    def __init__(self, server: Running, path: str, stack: ExitStack) -> None:
+    def __init__(self, server: Running, path: str, stack: ExitStack, *, reaches_the_handler: bool) -> None:
         self.server = server
         self.path = path
+        self.reaches_the_handler = reaches_the_handler
         self.token = path.rsplit("/", 1)[1]
         self._stack = stack
 
@@ -30,14 +32,32 @@ class Client:
         """Connect and send the request; the connection stays open until the test is over."""
         connection = self._stack.enter_context(socket.create_connection(("127.0.0.1", self.server.port), PATIENCE))
         lines = [f"{method} {self.path} HTTP/1.1", "Host: test", *headers]
-        if not any(header.lower().startswith("content-length") for header in headers):
+        if method == "POST" and not any(header.startswith("Content-Length:") for header in headers):
             lines.append(f"Content-Length: {len(body)}")
         connection.sendall("".join(f"{line}\r\n" for line in [*lines, ""]).encode() + body)
         return connection
 
+    def upgrade(self) -> socket.socket:
+        """Ask for a WebSocket, and never read an answer."""
+        return self.send(
+            "Upgrade: websocket",
+            "Connection: Upgrade",
+            "Sec-WebSocket-Version: 13",
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+            method="GET",
+        )
+
     def websocket(self) -> ClientConnection:
+        """A WebSocket with a whole client behind it, which answers pings and the closing handshake."""
         url = f"ws://127.0.0.1:{self.server.port}{self.path}"
         return self._stack.enter_context(connect(url, open_timeout=PATIENCE, close_timeout=PATIENCE, proxy=None))
+
+    def await_start(self) -> None:
+        """Wait until the handler works, or the server has had the time to call it."""
+        if self.reaches_the_handler:
+            self.await_event("started")
+        else:
+            time.sleep(UNNOTICED)
 
     def await_event(self, word: str) -> None:
         """Wait until the handler has said so."""
@@ -68,10 +88,10 @@ class Client:
 
 
 @contextmanager
-def client_of(server: Running, path: str) -> Iterator[Client]:
+def client_of(server: Running, path: str, *, reaches_the_handler: bool = True) -> Iterator[Client]:
     """A client whose connections are closed at the end."""
     with ExitStack() as stack:
-        yield Client(server, path, stack)
+        yield Client(server, path, stack, reaches_the_handler=reaches_the_handler)
 
 
 def leave(connection: socket.socket) -> None:
@@ -100,31 +120,21 @@ def read_until(connection: socket.socket, text: bytes) -> None:
         read += part
 
 
-def read_all(connection: socket.socket) -> bytes:
-    """Read to the end of the response or the connection."""
-    read = b""
-    while not (read.endswith(b"\r\n0\r\n\r\n") or _is_whole(read)):
-        part = connection.recv(65536)
-        if not part:
-            break
-        read += part
-    return read
-
-
 def rows_of(server: Running, path: str | None = None) -> list[tuple[str, str | None, int | None]]:
     """Status, error code and HTTP status of the runs of a path, or of all, read past the server."""
     file = server.folder / "skeino.db"
     if not file.exists():
         return []
-    query = "SELECT status, error, http_status FROM app_runs WHERE :path IS NULL OR json_extract(kwargs, '$.path') = :path"
+    query = (
+        "SELECT status, error, http_status FROM app_runs WHERE :path IS NULL OR json_extract(kwargs, '$.path') = :path"
+    )
     with closing(sqlite3.connect(file, timeout=PATIENCE)) as connection:
         found = connection.execute(query, {"path": path}).fetchall()
     return [(status, error and json.loads(error)["code"], http_status) for status, error, http_status in found]
 
 
-def _is_whole(read: bytes) -> bool:
-    head, separator, body = read.partition(b"\r\n\r\n")
-    for line in head.lower().split(b"\r\n"):
-        if line.startswith(b"content-length:"):
-            return bool(separator) and len(body) >= int(line.split(b":")[1])
-    return False
+def checked(server: Running) -> str:
+    """What SQLite says of the file itself."""
+    with closing(sqlite3.connect(server.folder / "skeino.db", timeout=PATIENCE)) as connection:
+        (answer,) = connection.execute("PRAGMA integrity_check").fetchone()
+    return str(answer)

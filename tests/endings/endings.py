@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import signal
-import socket
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 
 from tests.endings.client import (
     Client,
     close_half,
     leave,
-    read_all,
     read_until,
     reset,
 )
@@ -48,12 +46,14 @@ class Ending:
     row: Row
     configuration: str = "continue"
     """The middleware around the handler: a name in `application.py`."""
+    _: KW_ONLY
     stop: Callable[[Client], None] | None = None
     """What ends the server; None where it lives on."""
     grace: int = 10
     """Seconds that the server gives requests at its end."""
     deviations: Mapping[Server, Deviation] = field(default_factory=dict)
     servers: Sequence[Server] = SERVERS
+    lifespan: bool = True
     more: Sequence[str] = ()
     """Options of the server for this ending alone, which has a process of its own then."""
 
@@ -64,19 +64,20 @@ class Ending:
 # ── What clients do ──────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def reads_the_answer(client: Client) -> None:
-    read_all(client.send())
+def asks(client: Client) -> None:
+    """And stays: not every server closes a connection whose request went wrong."""
+    client.send()
 
 
 def waits(client: Client) -> None:
     """For an answer, while the server is being ended."""
     client.send()
-    client.await_event("started")
+    client.await_start()
 
 
 def leaves_while_it_works(client: Client) -> None:
     connection = client.send()
-    client.await_event("started")
+    client.await_start()
     leave(connection)
     client.open_gate_unless_it_ends()
 
@@ -84,13 +85,13 @@ def leaves_while_it_works(client: Client) -> None:
 def stays_gone(client: Client) -> None:
     """Leaves, and the handler's own end never comes."""
     connection = client.send()
-    client.await_event("started")
+    client.await_start()
     leave(connection)
 
 
 def leaves_within_its_body(client: Client) -> None:
     connection = client.send("Content-Length: 100", body=b"the first")
-    client.await_event("started")
+    client.await_start()
     leave(connection)
 
 
@@ -123,8 +124,61 @@ def half_closes_a_stream(client: Client) -> None:
     read_until(connection, b"word")
     close_half(connection)
     client.open_gate_unless_it_ends(2)
-    with suppress(ConnectionResetError):
-        read_all(connection)
+
+
+def leaves_with_a_large_body(client: Client) -> None:
+    """More than servers and the middleware read ahead."""
+    connection = client.send("Content-Length: 8000000")
+    connection.setblocking(False)
+    with suppress(BlockingIOError):
+        while True:
+            connection.send(b"x" * 65536)
+    client.await_start()
+    leave(connection)
+    client.open_gate_unless_it_ends()
+
+
+def leaves_with_a_body_that_nobody_reads(client: Client) -> None:
+    connection = client.send(body=b"x" * 10_000)
+    client.await_start()
+    leave(connection)
+
+
+# ── WebSockets ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def upgrades(client: Client) -> None:
+    client.upgrade()
+
+
+def says_goodbye(client: Client) -> None:
+    websocket = client.websocket()
+    websocket.send("hello")
+    assert websocket.recv() == "hello"
+    websocket.close()
+
+
+def vanishes(client: Client) -> None:
+    connection = client.upgrade()
+    client.await_start()
+    leave(connection)
+
+
+def stays_connected(client: Client) -> None:
+    client.websocket()
+    client.await_start()
+
+
+def reads_the_state(client: Client) -> None:
+    assert json.loads(client.websocket().recv()) == {"run": None, "checkpointer": True}
+
+
+def sends_two_messages(client: Client) -> None:
+    websocket = client.websocket()
+    for message, row in (("answer", Row("success")), ("fail", Row("error", "exception"))):
+        websocket.send(message)
+        assert websocket.recv() == "done"
+        assert [Row(*one) for one in client.rows(f"/{message}")] == [row]  # an end is written before its block is left
 
 
 # ── What ends servers ────────────────────────────────────────────────────────────────────────────────────────────
@@ -162,77 +216,243 @@ def _until_it_stops_listening(client: Client) -> None:
 # ── The table ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 SUCCESS = Row("success", None, 200)
+CANCELLED = Row("interrupted", "cancelled")
+GONE = Row("interrupted", "client_disconnected")
+GONE_FROM_A_RESPONSE = Row("interrupted", "client_disconnected", 200)
+NO_RUN = Row(None)
+
+WAITS_FOR_THE_BODY = Deviation(
+    NO_RUN, "daphne calls the application once the request's body is there: nothing has begun, so there is no run."
+)
+CANCELS_AT_ONCE = Deviation(CANCELLED, "daphne gives no grace: at SIGTERM it cancels what is at work.")
+KILLS = Deviation(
+    Row("running"),
+    "granian waits for its requests for as long as `--workers-kill-timeout` says, and then kills the worker by SIGKILL: "
+    "nobody is left who could write. Without that option it waits for ever.",
+)
 
 RESPONSES = (
-    Ending("a complete response", "answers_200", reads_the_answer, SUCCESS),
-    Ending("a response with status 404", "answers_404", reads_the_answer, Row("success", None, 404)),
-    Ending("a response with status 503", "answers_503", reads_the_answer, Row("error", "http_error", 503)),
-    Ending("an exception before the response", "raises_before", reads_the_answer, Row("error", "exception")),
-    Ending("an exception during the response", "raises_during", reads_the_answer, Row("error", "exception", 200)),
-    Ending("an exception after the response", "raises_after", reads_the_answer, Row("error", "exception", 200)),
-    Ending(
-        "an exception that Starlette answers with 500", "starlette_raises", reads_the_answer, Row("error", "exception", 500)
-    ),
+    Ending("a complete response", "answers_200", asks, SUCCESS),
+    Ending("a response with status 404", "answers_404", asks, Row("success", None, 404)),
+    Ending("a response with status 503", "answers_503", asks, Row("error", "http_error", 503)),
+    Ending("an exception before the response", "raises_before", asks, Row("error", "exception")),
+    Ending("an exception during the response", "raises_during", asks, Row("error", "exception", 200)),
+    Ending("an exception after the response", "raises_after", asks, Row("error", "exception", 200)),
+    Ending("an exception that Starlette answers with 500", "starlette_raises", asks, Row("error", "exception", 500)),
     Ending(
         "an exception in a background task of Starlette",
         "starlette_background_raises",
-        reads_the_answer,
+        asks,
         Row("error", "exception", 200),
     ),
-    Ending("no response", "is_silent", reads_the_answer, Row("error", "no_response")),
-    Ending("an incomplete response", "stops_short", reads_the_answer, Row("error", "incomplete_response", 200)),
-    Ending("cancelled from within", "is_cancelled", reads_the_answer, Row("interrupted", "cancelled")),
-    Ending("a time limit in the handler", "has_a_limit", reads_the_answer, Row("timeout", "timeout")),
-    Ending(
-        "a time limit around the middleware",
-        "works",
-        reads_the_answer,
-        Row("interrupted", "cancelled"),
-        configuration="limit",
-    ),
+    Ending("no response", "is_silent", asks, Row("error", "no_response")),
+    Ending("an incomplete response", "stops_short", asks, Row("error", "incomplete_response", 200)),
+    Ending("cancelled from within", "is_cancelled", asks, CANCELLED),
+    Ending("`asyncio.timeout` in the handler", "has_a_limit", asks, Row("timeout", "timeout")),
+    Ending("`asyncio.timeout` around the middleware", "works", asks, CANCELLED, "limit"),
 )
 
 CLIENTS_THAT_LEAVE = (
-    Ending("… while the handler works and does not listen", "works", leaves_while_it_works, SUCCESS),
-    Ending("… while the handler listens", "listens", stays_gone, Row("interrupted", "client_disconnected")),
-    Ending("… within the request's body", "reads", leaves_within_its_body, Row("interrupted", "client_disconnected")),
-    Ending("… while a handler streams and does not listen", "streams", leaves_a_stream, SUCCESS),
+    Ending("while the handler works and does not listen", "works", leaves_while_it_works, SUCCESS),
+    Ending("while the handler listens, in `receive()`", "listens", stays_gone, GONE),
     Ending(
-        "… while Starlette streams; its background task runs",
+        "in the middle of the request's body",
+        "reads",
+        leaves_within_its_body,
+        GONE,
+        deviations={DAPHNE: WAITS_FOR_THE_BODY},
+    ),
+    Ending("while a bare application streams and does not listen", "streams", leaves_a_stream, SUCCESS),
+    Ending(
+        "while Starlette streams; its background task still runs",
         "starlette_streams",
         stays_gone_and_the_background_runs,
-        Row("interrupted", "client_disconnected", 200),
+        GONE_FROM_A_RESPONSE,
     ),
+    Ending("by a reset, while Starlette streams", "starlette_streams", resets_a_stream, GONE_FROM_A_RESPONSE),
     Ending(
-        "… with a reset, while Starlette streams",
-        "starlette_streams",
-        resets_a_stream,
-        Row("interrupted", "client_disconnected", 200),
-    ),
-    Ending(
-        "half closes, while Starlette streams",
-        "starlette_streams",
-        half_closes_a_stream,
-        Row("interrupted", "client_disconnected", 200),
+        "by closing its half, while Starlette streams", "starlette_streams", half_closes_a_stream, GONE_FROM_A_RESPONSE
     ),
 )
 
-SERVERS_THAT_END = (
-    Ending("SIGTERM, and the handler ends in time", "works", waits, SUCCESS, stop=terminate_and_let_it_end),
+CLIENTS_WHOSE_LEAVING_CANCELS = (
+    Ending("while the handler works and does not listen", "works", stays_gone, GONE, "cancel"),
+    Ending("… with a body that the handler never reads", "works", leaves_with_a_body_that_nobody_reads, GONE, "cancel"),
     Ending(
-        "SIGTERM, and the handler takes longer",
+        "… in the middle of a body that is larger than what is read ahead",
         "works",
-        waits,
-        Row("interrupted", "cancelled"),
+        leaves_with_a_large_body,
+        SUCCESS,
+        "cancel",
         stop=terminate,
         grace=1,
+        deviations={
+            HYPERCORN: Deviation(
+                Row("interrupted", "cancelled", 200),
+                "hypercorn, with a body that nobody reads, does not notice that the client is gone, and the handler "
+                "waits in `send()` until the server ends.",
+            ),
+            DAPHNE: WAITS_FOR_THE_BODY,
+        },
     ),
-    Ending("SIGINT twice", "works", waits, Row("interrupted", "cancelled"), stop=interrupt_twice, grace=2),
-    Ending("SIGKILL", "works", waits, Row("running"), stop=kill),
+    Ending("while the handler listens, in `receive()`", "listens", stays_gone, GONE, "cancel"),
+    Ending(
+        "while a bare application streams and does not listen",
+        "streams",
+        stays_gone_from_a_stream,
+        GONE_FROM_A_RESPONSE,
+        "cancel",
+    ),
+    Ending("while Starlette streams", "starlette_streams", stays_gone_from_a_stream, GONE_FROM_A_RESPONSE, "cancel"),
+)
+
+SERVERS_THAT_END = (
+    Ending(
+        "SIGTERM, and the handler ends within the grace",
+        "works",
+        waits,
+        SUCCESS,
+        stop=terminate_and_let_it_end,
+        deviations={DAPHNE: CANCELS_AT_ONCE},
+    ),
+    Ending(
+        "SIGTERM, and the grace expires",
+        "works",
+        waits,
+        CANCELLED,
+        stop=terminate,
+        grace=1,
+        deviations={GRANIAN: KILLS},
+    ),
+    Ending(
+        "SIGINT twice (Ctrl-C, Ctrl-C)",
+        "works",
+        waits,
+        CANCELLED,
+        stop=interrupt_twice,
+        grace=2,
+        deviations={GRANIAN: KILLS},
+    ),
+    Ending(
+        "without lifespan: SIGTERM, and the handler ends within the grace",
+        "works",
+        waits,
+        SUCCESS,
+        stop=terminate_and_let_it_end,
+        grace=3,
+        lifespan=False,
+        deviations={DAPHNE: CANCELS_AT_ONCE},
+    ),
+    Ending(
+        "without lifespan: SIGTERM, and the grace expires",
+        "works",
+        waits,
+        CANCELLED,
+        stop=terminate,
+        grace=1,
+        lifespan=False,
+        deviations={
+            GRANIAN: KILLS,
+            **dict.fromkeys(
+                (UVICORN, UVLOOP),
+                Deviation(
+                    Row("running"),
+                    "uvicorn cancels the request and then sends itself SIGTERM again, which ends the process in the "
+                    "middle of its event loop. With its lifespan it waits before, until the ends of runs are written.",
+                ),
+            ),
+        },
+    ),
+    Ending("the worker's process gets SIGKILL", "works", waits, Row("running"), stop=kill),
+)
+
+LIMITS_OF_SERVERS = (
+    Ending(
+        "`--http-timeout` expires, the handler listens",
+        "listens",
+        waits,
+        GONE,
+        servers=(DAPHNE,),
+        more=("--http-timeout", "1"),
+    ),
+    Ending(
+        "`--http-timeout` expires, then `--application-close-timeout`; the handler does not listen",
+        "works",
+        waits,
+        CANCELLED,
+        servers=(DAPHNE,),
+        more=("--http-timeout", "1", "--application-close-timeout", "1"),
+    ),
+    Ending(
+        "the client leaves, and the handler works for longer than `--application-close-timeout`",
+        "works",
+        stays_gone,
+        CANCELLED,
+        servers=(DAPHNE,),
+        more=("--application-close-timeout", "1"),
+    ),
+)
+
+WEBSOCKETS = (
+    Ending("the client closes it", "websocket_echoes", says_goodbye, Row("success"), "websockets"),
+    Ending("the client vanishes, without a close frame", "websocket_echoes", vanishes, Row("success"), "websockets"),
+    Ending("the application closes it with 1000", "websocket_closes_1000", upgrades, Row("success"), "websockets"),
+    Ending(
+        "the application closes it with 1011",
+        "websocket_closes_1011",
+        upgrades,
+        Row("error", "websocket_error"),
+        "websockets",
+        deviations={
+            DAPHNE: Deviation(
+                Row("error", "exception"),
+                "daphne raises in `send()`: of the codes below 3000 it lets applications use 1000 alone.",
+            )
+        },
+    ),
+    Ending("the application rejects it", "websocket_rejects", upgrades, Row("success"), "websockets"),
+    Ending("the application raises", "websocket_raises", upgrades, Row("error", "exception"), "websockets"),
+    Ending(
+        "the application returns, neither accepting nor closing",
+        "websocket_is_silent",
+        upgrades,
+        Row("error", "no_response"),
+        "websockets",
+    ),
+    Ending(
+        "SIGTERM while it is open",
+        "websocket_echoes",
+        stays_connected,
+        Row("interrupted", "shutdown"),
+        "websockets",
+        stop=terminate,
+        grace=2,
+        deviations={
+            HYPERCORN: Deviation(
+                CANCELLED, "hypercorn leaves it open until the grace has expired, and then cancels its handler."
+            ),
+            GRANIAN: Deviation(
+                Row("success"), "granian closes it with 1005, which is what it says of clients that leave, too."
+            ),
+            DAPHNE: Deviation(
+                Row("running"),
+                "daphne fails to cancel anything once there is a WebSocket; its event loop just stops.",
+            ),
+        },
+    ),
+)
+
+UNTRACKED_WEBSOCKETS = (
+    Ending("a connection: its handler has the state", "websocket_tells_its_state", reads_the_state, NO_RUN),
+    Ending("`tracker.run()` for each message: these are runs", "websocket_runs", sends_two_messages, NO_RUN),
 )
 
 ENDINGS: Mapping[str, Sequence[Ending]] = {
     "What the application does": RESPONSES,
     "The client leaves": CLIENTS_THAT_LEAVE,
+    'The client leaves, with `on_disconnect="cancel"`': CLIENTS_WHOSE_LEAVING_CANCELS,
     "The server ends": SERVERS_THAT_END,
+    "The server has a time limit of its own": LIMITS_OF_SERVERS,
+    "WebSockets, with `track_websockets=True`": WEBSOCKETS,
+    "WebSockets, without": UNTRACKED_WEBSOCKETS,
 }

@@ -38,6 +38,8 @@ class Server:
     """What switches the lifespan on; None where there is none."""
     no_lifespan: Sequence[str] | None = None
     """What switches it off; None where the application has to refuse it."""
+    hangs: bool = False
+    """Its process does not come to its end by itself."""
 
     def command(self, port: int, *, grace: int, lifespan: bool, more: Sequence[str] = ()) -> list[str]:
         chosen = self.lifespan if lifespan else self.no_lifespan
@@ -82,6 +84,7 @@ DAPHNE = Server(
     options=("-v", "0"),
     port=("--port", "{port}"),  # it cancels requests at once, without any grace
     lifespan=None,
+    hangs=True,
 )
 SERVERS = (UVICORN, UVLOOP, HYPERCORN, GRANIAN, DAPHNE)
 
@@ -96,6 +99,10 @@ class Running:
     process: subprocess.Popen[bytes]
     worker: int = 0
     """The process that runs the application: the server's own, or its child."""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
 
     @property
     def log(self) -> str:
@@ -120,10 +127,13 @@ class Running:
     def kill_worker(self) -> None:
         os.kill(self.worker, signal.SIGKILL)
 
-    def wait(self) -> int:
-        """Its exit status, once it has ended by itself."""
+    def wait(self) -> None:
+        """Until it has ended by itself."""
+        if self.server.hangs:
+            eventually(lambda: not self.listens, self)
+            return
         try:
-            return self.process.wait(PATIENCE)
+            self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             raise AssertionError(f"{self.server.name} did not stop:\n{self.log}") from None
 
@@ -152,7 +162,7 @@ def running(
     running = Running(server, folder, port, process)
     try:
         eventually(lambda: running.ended or running.listens, running)
-        running.worker = int(httpx.get(f"http://127.0.0.1:{port}/ready", timeout=PATIENCE).text)
+        running.worker = int(httpx.get(f"{running.url}/ready", timeout=PATIENCE).text)
         yield running
     finally:
         with suppress(ProcessLookupError):
