@@ -1,5 +1,6 @@
 """The pages under docs/: their code runs, and does what the page says."""
 
+import asyncio
 import gc
 import re
 from pathlib import Path
@@ -72,6 +73,18 @@ async def test_runs() -> None:
     assert thread is not None
     assert (run["status"], thread["status"]) == ("interrupted", "interrupted")
     assert run["error"] == RunError(code="worker_died", type=None, message="The process ended before the run.")
+
+
+async def test_endings() -> None:
+    tracker = RunTracker(SkeinoSettings())
+    names = await run_python("docs/endings.md", app=Starlette(), tracker=tracker)
+
+    assert names["app"].tracker is tracker
+    names["STREAM_SECONDS"] = 0.05
+    queue: asyncio.Queue[str] = asyncio.Queue()
+    queue.put_nowait("one")
+    queue.put_nowait("two")
+    assert [event async for event in names["events"](queue)] == ["data: one\n\n", "data: two\n\n"]
 
 
 async def test_moving(capsys: pytest.CaptureFixture[str], builder: Any) -> None:

@@ -50,7 +50,7 @@ def _cell(ending: Ending, server: Server, reasons: list[str]) -> str:
         return "–"
     deviation = ending.deviations.get(server)
     if deviation is None:
-        return _text(ending.row)
+        return ending.shown or _text(ending.row)
     if deviation.reason not in reasons:
         reasons.append(deviation.reason)
     return f"{_text(deviation.row)} {_number(reasons, deviation.reason)}"

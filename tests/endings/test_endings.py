@@ -16,18 +16,13 @@ from tests.endings.page import PAGE, tables
 from tests.endings.servers import PATIENCE, SERVERS, Running, Server, eventually, running
 from tests.http_client import httpx
 
-
-def needs_a_process_of_its_own(ending: Ending) -> bool:
-    return ending.stop is not None or bool(ending.more)
-
-
-EVERY = [pytest.param(one, id=f"{title}: {one.name}") for title, group in ENDINGS.items() for one in group]
-TOGETHER = [param for param in EVERY if not needs_a_process_of_its_own(param.values[0])]
+NAMED = [(f"{title}: {ending.name}", ending) for title, group in ENDINGS.items() for ending in group]
+TOGETHER = [pytest.param(ending, id=name) for name, ending in NAMED if ending.leaves_the_server_alone]
 ALONE = [
-    pytest.param(server, *param.values, id=f"{server.name}: {param.id}")
-    for param in EVERY
-    for server in SERVERS
-    if needs_a_process_of_its_own(param.values[0]) and server in param.values[0].servers
+    pytest.param(server, ending, id=f"{server.name}: {name}")
+    for name, ending in NAMED
+    for server in ending.servers
+    if not ending.leaves_the_server_alone
 ]
 
 tokens = (f"token{number}" for number in count())
