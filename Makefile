@@ -14,7 +14,7 @@ SOURCE := $(wildcard skeino skeino_asgi tests examples benchmarks)
 help:
 	@echo "make demo    serve the demonstration application (DEMO_ARGS=...)"
 	@echo "make test    run the tests (TEST_ARGS=...)"
-	@echo "make check   ruff and mypy over code, tests and examples"
+	@echo "make check   ruff, mypy and pyright over code, tests and examples"
 	@echo "make conformance   run LangGraph's test-suite on every saver and write docs/conformance.md"
 	@echo "make clean   remove .venv, caches and build products"
 	@echo "Another interpreter: make test PYTHON=python3.12"
@@ -29,6 +29,7 @@ check: $(VENV)/.test-installed
 	$(BIN)/ruff check $(SOURCE)
 	$(BIN)/ruff format --check $(SOURCE)
 	$(BIN)/mypy $(SOURCE)
+	$(BIN)/pyright --warnings --pythonpath $(BIN)/python tests/typing examples
 
 conformance: $(VENV)/.test-installed
 	@$(BIN)/python -m tests.savers.conformance_table

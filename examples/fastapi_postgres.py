@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from fastapi import FastAPI, Request
 from langgraph.graph import END, START, StateGraph
@@ -36,14 +36,15 @@ from pydantic import BaseModel
 from starlette.requests import HTTPConnection
 
 from skeino_asgi import RunMiddleware, RunTracker, combine_lifespans
+from skeino_asgi.fastapi import CurrentRun, MetadataStore
 
 
-class State(TypedDict, total=False):
+class State(TypedDict):
     item: str
-    outcome: str
+    outcome: NotRequired[str]
 
 
-def decide(state: State) -> State:
+def decide(state: State) -> dict[str, str]:
     approved = interrupt(f"Buy {state['item']}?")  # the run ends here; a later one resumes with the answer
     return {"outcome": f"bought {state['item']}" if approved else "declined"}
 
@@ -79,20 +80,19 @@ class Decision(BaseModel):
 
 
 @app.post("/orders/{order_id}")
-async def place(request: Request, order_id: str, order: Order) -> dict[str, Any]:
-    result = await request.state.graph.ainvoke({"item": order.item}, request.state.run.config)
+async def place(request: Request, run: CurrentRun, order_id: str, order: Order) -> dict[str, Any]:
+    result = await request.state.graph.ainvoke({"item": order.item}, run.config)
     return {"order": order_id, "question": result["__interrupt__"][0].value}
 
 
 @app.post("/orders/{order_id}/decision")
-async def decision(request: Request, order_id: str, decision: Decision) -> dict[str, Any]:
-    result = await request.state.graph.ainvoke(Command(resume=decision.approved), request.state.run.config)
+async def decision(request: Request, run: CurrentRun, order_id: str, decision: Decision) -> dict[str, Any]:
+    result = await request.state.graph.ainvoke(Command(resume=decision.approved), run.config)
     return {"order": order_id, "outcome": result["outcome"]}
 
 
 @app.get("/orders/{order_id}")
-async def look(request: Request, order_id: str) -> dict[str, Any]:
-    store = request.state.metadata_store
+async def look(store: MetadataStore, order_id: str) -> dict[str, Any]:
     thread = await store.get_thread(order_id)
     runs = await store.search_runs(thread_id=order_id)
     wrote = [run["status"] for run in runs if run["checkpoint_count"]]  # without those that only looked

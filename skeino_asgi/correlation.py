@@ -51,12 +51,10 @@ def traceparent_of(span: Any) -> str:
 
 
 def describe_span(span: Any, run: Run) -> None:
-    """Say on the span which run, which thread and, once it has ended, which status it was."""
+    """Say on the span which run it is and, once that is known, which thread."""
     span.set_attribute("skeino.run.id", run.run_id)
     if run.thread_id is not None:
         span.set_attribute(CONVERSATION, run.thread_id)
-    if not run.active:
-        span.set_attribute("skeino.run.status", run.status)
 
 
 def correlation_of(run: Run) -> dict[str, str]:

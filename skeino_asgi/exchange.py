@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette.requests import ClientDisconnect
 
 from skeino.runs import Run
+from skeino_asgi.correlation import describe_span
 from skeino_asgi.outcome import Outcome, failed, interrupted, raised
 
 if TYPE_CHECKING:
@@ -20,10 +21,22 @@ class HttpExchange:
     A client's leaving counts only before the response is complete: uvicorn sends `http.disconnect` afterwards, too.
     """
 
-    __slots__ = ("_receive", "_run", "_send", "_started", "_trailers", "complete", "completing", "left", "status")
+    __slots__ = (
+        "_receive",
+        "_run",
+        "_send",
+        "_span",
+        "_started",
+        "_trailers",
+        "complete",
+        "completing",
+        "left",
+        "status",
+    )
 
-    def __init__(self, run: Run, receive: Receive, send: Send) -> None:
+    def __init__(self, run: Run, receive: Receive, send: Send, span: Any) -> None:
         self._run = run
+        self._span = span
         self._receive = receive
         self._send = send
         self._started = False
@@ -54,6 +67,8 @@ class HttpExchange:
             self.completing = not message.get("more_trailers", False)
         elif kind == "http.response.pathsend":
             self.completing = True
+        if self.completing and self._span is not None:  # OpenTelemetry's middleware ends it with the last message
+            describe_span(self._span, self._run)
         try:
             await self._send(message)
         except OSError:  # the server's word for a client that left (ASGI HTTP, since specification 2.4)

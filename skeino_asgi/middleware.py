@@ -165,7 +165,9 @@ class RunMiddleware:
         scope[_SCOPE_KEY] = run
         scope["state"] = {**(scope.get("state") or {}), **opening.state, "run": run}
         current_run_var.set(run)
-        exchange = (HttpExchange if scope["type"] == "http" else WebSocketExchange)(run, receive, send)
+        exchange = (
+            HttpExchange(run, receive, send, span) if scope["type"] == "http" else WebSocketExchange(run, receive, send)
+        )
         try:
             if self._cancels and isinstance(exchange, HttpExchange):
                 await serve_until_the_client_leaves(self.app, scope, exchange)

@@ -38,6 +38,7 @@ class Opening:
     """
 
     def __init__(self, settings: SkeinoSettings) -> None:
+        self.loop = asyncio.get_running_loop()
         self.worker_id = f"{socket.gethostname()[:100]}-{os.getpid()}-{new_id()}"
         self.users = 0
         self.closing = False
@@ -45,7 +46,7 @@ class Opening:
         self.state: dict[str, Any] = {}
         """What `request.state` gets, but for the run; empty until it is open."""
         self._close = asyncio.Event()
-        self._ready: asyncio.Future[Persistence] = asyncio.get_running_loop().create_future()
+        self._ready: asyncio.Future[Persistence] = self.loop.create_future()
         self._active: set[str] = set()
         self._idle = asyncio.Event()
         self._ends: Ends  # there once it is open

@@ -45,6 +45,8 @@ class Record:
         """Write the row; again, if need be: the store knows the run by its id."""
         run = self._run
         metadata, kwargs = ({}, None) if self._describe is None else self._describe()
+        if run.traceparent is not None:
+            kwargs = {**(kwargs or {}), "traceparent": run.traceparent}
         await self._opening.persistence.metadata_store.start_run(
             run.run_id,
             worker_id=self._opening.worker_id,

@@ -17,6 +17,7 @@ from skeino.persistence.protocol import MetadataStoreProtocol
 from skeino.persistence.registry import forgets_rows, normalised_scheme
 from skeino.runs import Run, current_run_var, guard_var
 from skeino.settings import SkeinoSettings
+from skeino_asgi.at_exit import close_at_exit
 from skeino_asgi.opening import Opening
 from skeino_asgi.outcome import Outcome, raised
 
@@ -124,7 +125,8 @@ class RunTracker:
     async def ready(self) -> Opening:
         """What is open on this event loop; under a server without lifespan, the first request opens it.
 
-        Then the end of the event loop closes it: `asyncio.run` cancels the task that owns it.
+        Then the end of the event loop closes it (`asyncio.run` cancels the task that owns it), or else the end of
+        the process.
 
         Raises:
             StoreUnavailableError: it is closing, or the database cannot be reached.
@@ -133,6 +135,7 @@ class RunTracker:
         if opening is None:
             opening = self._begin()
             opening.users += 1  # for as long as the event loop lives
+            close_at_exit(opening)
         elif opening.closing:
             raise StoreUnavailableError("The server is shutting down: try again.")
         if not opening.is_open:

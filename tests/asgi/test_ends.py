@@ -94,6 +94,8 @@ async def test_an_end_that_is_refused_for_ever_holds_up_no_other(moody: Moody, m
 
         monkeypatch.setattr(moody, "finish_run", moody_about_one)
         ends = [tracker.opening().finish(run, _success()) for run in (poisoned, other)]
+        assert ends[0] is not None
+        assert ends[1] is not None
         await asyncio.sleep(0)
         away[0] = False
         async with asyncio.timeout(5):

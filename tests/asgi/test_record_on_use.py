@@ -1,0 +1,241 @@
+"""`record="on_use"`: a request that touches neither its run nor the checkpointer leaves no row."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from skeino import SkeinoSettings, StoreUnavailableError, current_run
+from skeino.persistence import RunRow
+from skeino_asgi import RunMiddleware
+from tests.asgi.conftest import answering, connected, ended, store_of
+from tests.asgi.graphs import compiled
+from tests.http_client import httpx
+
+
+def wrapping(app: Any, settings: SkeinoSettings, **options: Any) -> RunMiddleware:
+    return RunMiddleware(app, settings=settings, record="on_use", **options)
+
+
+async def written(app: RunMiddleware, run_id: str) -> RunRow:
+    """The row of a run that is written at its end only."""
+    async with asyncio.timeout(10):
+        while await store_of(app).get_run(run_id) is None:
+            await asyncio.sleep(0.005)
+    return await ended(store_of(app), run_id)
+
+
+async def test_a_request_that_does_not_use_its_run_writes_nothing(settings: SkeinoSettings) -> None:
+    app = wrapping(answering(), settings)
+    async with connected(app) as client:
+        response = await client.post("/", headers={"X-Thread-ID": "t1"})
+        assert response.headers["x-run-id"]
+        assert (await client.post("/", headers={"X-Thread-ID": "t1"})).status_code == 200
+        assert await store_of(app).search_runs() == []
+        assert await store_of(app).get_thread("t1") is None
+
+
+async def test_the_row_is_there_before_the_graph_reads_or_writes(settings: SkeinoSettings) -> None:
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        store, run = scope["state"]["metadata_store"], scope["state"]["run"]
+        seen.append(await store.get_run(run.run_id))
+        graph = compiled(scope["state"]["checkpointer"])
+        await graph.aget_state(run.config)
+        seen.append(await store.get_run(run.run_id))
+        await graph.ainvoke({"words": ["a"]}, run.config)
+        seen.append(await store.get_thread("t1"))
+        await answering()(scope, receive, send)
+
+    wrapped = wrapping(app, settings)
+    async with connected(wrapped) as client:
+        response = await client.post("/x", headers={"X-Thread-ID": "t1", "X-Request-ID": "r-1"})
+        row = await ended(store_of(wrapped), response.headers["x-run-id"])
+        thread = await store_of(wrapped).get_thread("t1")
+    assert seen[0] is None
+    assert (seen[1]["status"], seen[1]["thread_id"]) == ("running", "t1")
+    assert seen[2]["status"] == "busy"
+    assert (row["status"], row["checkpoint_count"], row["http_status"]) == ("success", 3, 200)
+    assert row["kwargs"] == {"method": "POST", "path": "/x"}
+    assert row["metadata"] == {"request_id": "r-1"}
+    assert thread is not None
+    assert thread["status"] == "idle"
+
+
+@pytest.mark.parametrize("use", ["metadata", "config", "fail", "thread_id"])
+async def test_a_run_that_is_used_without_a_graph_is_written_at_its_end(settings: SkeinoSettings, use: str) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        run = scope["state"]["run"]
+        if use == "metadata":
+            run.metadata["model"] = "fake"
+        elif use == "config":
+            assert run.config["configurable"]["thread_id"]
+        elif use == "fail":
+            run.fail("the model is away")
+        else:
+            run.thread_id = "chosen"
+        assert await scope["state"]["metadata_store"].get_run(run.run_id) is None
+        await answering()(scope, receive, send)
+
+    wrapped = wrapping(app, settings)
+    async with connected(wrapped) as client:
+        response = await client.post("/")
+        row = await written(wrapped, response.headers["x-run-id"])
+    assert row["status"] == ("error" if use == "fail" else "success")
+    assert row["metadata"] == ({"model": "fake"} if use == "metadata" else {})
+    assert row["thread_id"] == {"config": response.headers.get("x-thread-id"), "thread_id": "chosen"}.get(use)
+
+
+async def test_many_nodes_at_once_write_the_row_once(settings: SkeinoSettings) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        graph, config = compiled(scope["state"]["checkpointer"]), scope["state"]["run"].config
+        await asyncio.gather(*(graph.aget_state(config) for _ in range(10)))
+        await answering()(scope, receive, send)
+
+    wrapped = wrapping(app, settings)
+    async with connected(wrapped) as client:
+        await asyncio.gather(*(client.post("/", headers={"X-Thread-ID": f"t{n}"}) for n in range(5)))
+        assert len(await store_of(wrapped).search_runs()) == 5
+
+
+async def test_the_row_is_written_though_the_one_who_first_asked_for_it_is_cancelled(settings: SkeinoSettings) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        graph, config = compiled(scope["state"]["checkpointer"]), scope["state"]["run"].config
+        first = asyncio.create_task(graph.aget_state(config))
+        await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        await graph.ainvoke({"words": ["a"]}, config)
+        await answering()(scope, receive, send)
+
+    wrapped = wrapping(app, settings)
+    async with connected(wrapped) as client:
+        response = await client.post("/", headers={"X-Thread-ID": "t1"})
+        row = await ended(store_of(wrapped), response.headers["x-run-id"])
+    assert (row["status"], row["checkpoint_count"]) == ("success", 3)
+
+
+async def test_a_graphs_synchronous_methods_use_it_as_well(settings: SkeinoSettings) -> None:
+    await _used_by_invoke(settings, threaded=True)
+
+
+async def test_synchronous_methods_on_the_event_loop_leave_the_row_to_the_runs_end() -> None:
+    await _used_by_invoke(SkeinoSettings(), threaded=False)
+
+
+async def _used_by_invoke(settings: SkeinoSettings, *, threaded: bool) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        graph, config = compiled(scope["state"]["checkpointer"]), scope["state"]["run"].config
+        if threaded:
+            await asyncio.to_thread(graph.invoke, {"words": ["a"]}, config)
+        else:
+            graph.invoke({"words": ["a"]}, config)
+        await answering()(scope, receive, send)
+
+    wrapped = wrapping(app, settings)
+    async with connected(wrapped) as client:
+        response = await client.post("/", headers={"X-Thread-ID": "t1"})
+        row = await written(wrapped, response.headers["x-run-id"])
+    assert (row["status"], row["thread_id"], row["checkpoint_count"]) == ("success", "t1", 3)
+
+
+async def test_a_task_that_outlives_its_unused_request_leaves_an_ended_run(settings: SkeinoSettings) -> None:
+    tasks: list[asyncio.Task[Any]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        graph = compiled(scope["state"]["checkpointer"])
+
+        async def later() -> None:
+            await asyncio.sleep(0.05)
+            run = current_run()
+            assert run is not None
+            assert not run.active
+            await graph.ainvoke({"words": ["a"]}, {"configurable": {"thread_id": "t1"}})
+
+        tasks.append(asyncio.create_task(later()))
+        await answering(418)(scope, receive, send)
+
+    wrapped = wrapping(app, settings)
+    async with connected(wrapped) as client:
+        response = await client.post("/")
+        await tasks[0]
+        row = await ended(store_of(wrapped), response.headers["x-run-id"])
+    assert (row["status"], row["http_status"]) == ("success", 418)
+
+
+async def test_another_owners_thread_is_not_found_before_the_handler_runs(settings: SkeinoSettings) -> None:
+    handled: list[str] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        handled.append(scope["path"])
+        await compiled(scope["state"]["checkpointer"]).ainvoke({"words": ["a"]}, scope["state"]["run"].config)
+        await answering()(scope, receive, send)
+
+    wrapped = wrapping(app, settings, owner=lambda connection: connection.headers["x-user"])
+    async with connected(wrapped) as client:
+        hers = await client.post("/hers", headers={"X-Thread-ID": "t1", "X-User": "ada"})
+        his = await client.post("/his", headers={"X-Thread-ID": "t1", "X-User": "bob"})
+        assert (hers.status_code, his.status_code) == (200, 404)
+        assert handled == ["/hers"]
+        row = await ended(store_of(wrapped), hers.headers["x-run-id"])
+        assert row["owner"] == "ada"
+        assert len(await store_of(wrapped).search_runs()) == 1
+
+
+async def test_a_store_that_is_away_when_the_run_is_first_used_fails_the_graph_and_not_the_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The next use tries again, and so does the end."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        graph, config = compiled(scope["state"]["checkpointer"]), scope["state"]["run"].config
+        with pytest.raises(StoreUnavailableError, match="away"):
+            await graph.ainvoke({"words": ["a"]}, config)
+        await answering()(scope, receive, send)
+
+    wrapped = wrapping(app, SkeinoSettings())
+    async with connected(wrapped) as client:
+        store: Any = store_of(wrapped)
+        start, calls = store.start_run, 0
+
+        async def moody(*arguments: Any, **named: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == 1:
+                raise StoreUnavailableError("the store is away")
+            return await start(*arguments, **named)
+
+        monkeypatch.setattr(store, "start_run", moody)
+        response: httpx.Response = await client.post("/", headers={"X-Thread-ID": "t1"})
+        row = await written(wrapped, response.headers["x-run-id"])
+    assert (row["status"], row["checkpoint_count"]) == ("success", 0)
+
+
+async def test_shutdown_writes_the_run_that_was_used_and_forgets_the_one_that_was_not(settings: SkeinoSettings) -> None:
+    begun = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/used":
+            await compiled(scope["state"]["checkpointer"]).aget_state(scope["state"]["run"].config)
+        begun.set()
+        await asyncio.sleep(60)
+
+    wrapped = wrapping(app, settings)
+    async with wrapped.tracker.lifespan():
+        transport = httpx.ASGITransport(app=wrapped, raise_app_exceptions=False)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            for path in ("/used", "/unused"):
+                begun.clear()
+                request = asyncio.create_task(client.post(path, headers={"X-Thread-ID": "t1"}))
+                await begun.wait()
+                request.cancel()
+                await asyncio.gather(request, return_exceptions=True)
+        runs = await store_of(wrapped).search_runs()
+        assert len(runs) == 1
+        row = await ended(store_of(wrapped), runs[0]["run_id"])
+    assert row["status"] == "interrupted"
+    assert row["kwargs"] == {"method": "POST", "path": "/used"}
