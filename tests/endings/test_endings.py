@@ -61,7 +61,7 @@ def test_a_run_ends_as_its_server_did(kind: Server, ending: Ending, tmp_path: Pa
     path = f"/{ending.configuration}/{ending.behaviour}/{next(tokens)}"
     with (
         running(kind, tmp_path, grace=ending.grace, lifespan=ending.lifespan, more=ending.more) as server,
-        client_of(server, path) as client,
+        client_of(server, path, reaches_the_handler=expected.status is not None) as client,
     ):
         ending.client(client)
         if ending.stop is not None:
