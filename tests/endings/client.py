@@ -122,13 +122,15 @@ def read_until(connection: socket.socket, text: bytes) -> None:
 
 def rows_of(server: Running, path: str | None = None) -> list[tuple[str, str | None, int | None]]:
     """Status, error code and HTTP status of the runs of a path, or of all, read past the server."""
-    file = server.folder / "skeino.db"
-    if not file.exists():
-        return []
     query = (
         "SELECT status, error, http_status FROM app_runs WHERE :path IS NULL OR json_extract(kwargs, '$.path') = :path"
     )
+    file = server.folder / "skeino.db"
+    if not file.exists():  # connecting would make it
+        return []
     with closing(sqlite3.connect(file, timeout=PATIENCE)) as connection:
+        if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'app_runs'").fetchone():
+            return []  # the first request is only now opening it
         found = connection.execute(query, {"path": path}).fetchall()
     return [(status, error and json.loads(error)["code"], http_status) for status, error, http_status in found]
 
