@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Set
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -26,6 +27,8 @@ LOOP_PATIENCE: Final = 0.25
 
 STORE_PATIENCE: Final = 60.0
 """Seconds that a graph's worker thread waits for the metadata store."""
+
+_NONE: Final[Set[str]] = frozenset()
 
 current_run_var: ContextVar[Run | None] = ContextVar("skeino_current_run", default=None)
 """The context variable itself; `current_run()` reads it, and only a tracker sets it."""
@@ -67,20 +70,20 @@ class Run:
         "__weakref__",
         "_allowed",
         "_attached",
+        "_began",
         "_creates_thread",
         "_failure",
         "_guarded",
+        "_ledger",
         "_loop",
         "_must_attach",
         "_owner",
         "_recorded_at_end",
         "_run_id",
-        "_started_at",
         "_status",
         "_store",
         "_thread_id",
         "_used",
-        "ledger",
         "metadata",
         "minted_thread_id",
         "record",
@@ -90,7 +93,6 @@ class Run:
 
     def __init__(
         self,
-        *,
         thread_id: str | None = None,
         owner: str | None = None,
         store: RunStore | None = None,
@@ -98,9 +100,10 @@ class Run:
         creates_thread: bool = True,
         request_id: str | None = None,
         traceparent: str | None = None,
+        loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self.metadata: dict[str, Any] = {}
-        self.ledger = Ledger()
+        self._ledger: Ledger | None = None
         self.minted_thread_id = False
         self.request_id = request_id
         """The id that whoever sent the request gave it (`X-Request-ID`), if it is one."""
@@ -110,19 +113,19 @@ class Run:
         """Writes the run's row, where that waits until a saver reads or writes for it; None once it is written."""
         self._run_id = new_id()
         self._owner = owner if owner is None else validate_id(owner, "owner")
-        self._started_at = datetime.now(UTC)
+        self._began = time.time()
         self._status: RunStatus = "running"
         self._thread_id = thread_id if thread_id is None else validate_thread_id(thread_id)
         self._store = store
         self._guarded = guarded or owner is not None
         self._creates_thread = creates_thread
         self._must_attach = False
-        self._attached: set[str] = set()
-        self._allowed: set[str] = set()
+        self._attached: Set[str] = _NONE
+        self._allowed: Set[str] = _NONE
         self._failure: BaseException | str | None = None
         self._recorded_at_end = False
         self._used = False
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop or asyncio.get_running_loop()
 
     def __repr__(self) -> str:
         return f"<Run {self.run_id} thread={self._thread_id!r} {self.status}>"
@@ -140,7 +143,7 @@ class Run:
     @property
     def started_at(self) -> datetime:
         """Aware UTC."""
-        return self._started_at
+        return datetime.fromtimestamp(self._began, UTC)
 
     @property
     def status(self) -> RunStatus:
@@ -156,6 +159,13 @@ class Run:
     def trace_id(self) -> str | None:
         """The trace that the run belongs to: 32 hexadecimal digits of `traceparent`."""
         return None if self.traceparent is None else self.traceparent.split("-", 2)[1]
+
+    @property
+    def ledger(self) -> Ledger:
+        """What the run wrote, as far as the saver has stored it."""
+        if self._ledger is None:
+            self._ledger = Ledger()
+        return self._ledger
 
     def fail(self, reason: BaseException | str) -> None:
         """End the run as `error` (`timeout` for a `TimeoutError`) though its response will be complete.
@@ -244,7 +254,7 @@ class Run:
 
     def mark_attached(self, thread_id: str) -> None:
         """Note that the store has this thread as this run's, so that the saver need not ask."""
-        self._attached.add(thread_id)
+        self._attached = self._attached | {thread_id}
         if thread_id == self._thread_id:
             self._must_attach = False
 
@@ -285,12 +295,12 @@ class Run:
         if row is not None:
             if row["owner"] != self.owner:
                 raise ThreadNotFoundError(f"There is no thread {thread_id!r}.")
-            self._allowed.add(thread_id)  # a thread that is not there yet may become somebody's
+            self._allowed = self._allowed | {thread_id}  # a thread that is not there yet may become somebody's
 
     def forget_thread(self, thread_id: str) -> None:
         """The thread was deleted: writing to it again makes it anew, and ending does not bring it back."""
-        self._attached.discard(thread_id)
-        self._allowed.discard(thread_id)
+        self._attached = self._attached - {thread_id}
+        self._allowed = self._allowed - {thread_id}
         if thread_id == self._thread_id:
             self._must_attach = False
 
@@ -301,7 +311,9 @@ class Run:
             self._refuse_if_guarded()
             self._learn(thread_id)
             self._must_attach = self._must_attach or thread_id == self._thread_id
-            self._attached.add(thread_id)  # so that the next write does not wait again; the end attaches it
+            self._attached = self._attached | {
+                thread_id
+            }  # so that the next write does not wait again; the end attaches it
 
     def allow_read_blocking(self, thread_id: str) -> None:
         """`allow_read` for a saver's synchronous methods."""

@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect
 
 from skeino.runs import Run
 from skeino_asgi.correlation import describe_span
-from skeino_asgi.outcome import Outcome, failed, interrupted, raised
+from skeino_asgi.outcome import Outcome, failed, interrupted, raised, succeeded
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Send
@@ -41,7 +41,7 @@ class HttpExchange:
         self._send = send
         self._started = False
         self._trailers = False
-        self.status: int | None = None
+        self.status: object = None
         self.left = False
         """The client left before the response was complete."""
         self.completing = False
@@ -56,13 +56,13 @@ class HttpExchange:
 
     async def send(self, message: Message) -> None:
         kind = message["type"]
-        if kind == "http.response.body":
-            self.completing = not message.get("more_body", False) and not self._trailers
-        elif kind == "http.response.start":
-            self.status = storable_status(message["status"])
+        if kind == "http.response.start":
+            self.status = message["status"]
             self._started = True
             self._trailers = message.get("trailers", False)
-            message = {**message, "headers": [*message.get("headers", ()), *headers_of(self._run)]}  # apps reuse theirs
+            message = with_run(message, self._run)
+        elif kind == "http.response.body":
+            self.completing = not (message.get("more_body", False) or self._trailers)
         elif kind == "http.response.trailers":
             self.completing = not message.get("more_trailers", False)
         elif kind == "http.response.pathsend":
@@ -78,23 +78,24 @@ class HttpExchange:
 
     def outcome(self, exc: BaseException | None) -> Outcome:
         """The run's outcome, once the application has returned or raised."""
+        status = self.status = storable_status(self.status)
         if exc is None and self.complete:
-            if self.status is not None and self.status >= 500:
-                return failed("http_error", f"The application answered with status {self.status}.", self.status)
-            return Outcome("success", None, self.status)
+            if status is not None and status >= 500:
+                return failed("http_error", f"The application answered with status {status}.", status)
+            return succeeded(status)
         if isinstance(exc, asyncio.CancelledError):
             message = "The request was cancelled, by the server or a time limit."
-            return interrupted("cancelled", message, self.status)
+            return interrupted("cancelled", message, status)
         if isinstance(exc, ClientDisconnect) and not self.left and isinstance(exc.__context__, OSError):
             exc = exc.__context__  # Starlette takes any OSError of a stream's body for the client's leaving
         if isinstance(exc, ClientDisconnect) or (exc is None and self.left):
             message = "The client left before the response was complete."
-            return interrupted("client_disconnected", message, self.status)
+            return interrupted("client_disconnected", message, status)
         if exc is not None:
-            return raised(exc, self._phase(), self.status)
+            return raised(exc, self._phase(), status)
         if not self._started:
             return failed("no_response", "The application returned without a response.")
-        return failed("incomplete_response", "The application returned before its response was complete.", self.status)
+        return failed("incomplete_response", "The application returned before its response was complete.", status)
 
     def _phase(self) -> str:
         if not self._started:
@@ -102,16 +103,18 @@ class HttpExchange:
         return "after the response" if self.complete else "during the response"
 
 
-def headers_of(run: Run) -> list[tuple[bytes, bytes]]:
-    """What a response says of its run."""
-    headers = [(b"x-run-id", run.run_id.encode())]
+def with_run(message: Message, run: Run) -> Message:
+    """A copy of the message, for some applications use theirs again, whose headers say which run it is."""
+    headers = [*(message.get("headers") or ()), (b"x-run-id", run.run_id.encode())]
     if run.minted_thread_id and run.thread_id is not None:
         headers.append((b"x-thread-id", run.thread_id.encode()))
-    return headers
+    extended = dict(message)
+    extended["headers"] = headers
+    return extended
 
 
 def storable_status(status: object) -> int | None:
     """The status as a row keeps it; None for one that HTTP does not have, which the server will refuse."""
-    if isinstance(status, int) and not isinstance(status, bool) and 100 <= status <= 999:
+    if isinstance(status, int) and status is not True and 100 <= status <= 999:
         return int.__index__(status)
     return None

@@ -120,11 +120,12 @@ class RunMiddleware:
         self._owner = owner
         self._is_included = None if include is None else predicate_of(include, "include")
         self._is_excluded = predicate_of(exclude, "exclude") if exclude else None
+        self._chooses = include is not None or self._is_excluded is not None
         self._records_on_use = record == "on_use"
         self._cancels = on_disconnect == "cancel"
         self._tracks_websockets = track_websockets
-        self._request_id_header = None if request_id_header is None else request_id_header.lower().encode("latin-1")
-        self._headers = frozenset({THREAD_HEADER, TRACE_HEADER, self._request_id_header} - {None})
+        self._request_id_header = b"" if request_id_header is None else request_id_header.lower().encode("latin-1")
+        self._headers = frozenset({THREAD_HEADER, TRACE_HEADER, self._request_id_header} - {b""})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
@@ -136,9 +137,11 @@ class RunMiddleware:
             return
         scope[_SCOPE_KEY] = None
         # Always set, to None as well: servers start a keep-alive connection's next request in the last one's context.
-        token, guard_token = current_run_var.set(None), guard_var.set(None)
+        token = current_run_var.set(None)
+        if guard_var.get() is not None:
+            guard_var.set(None)
         try:
-            if not self._is_chosen(scope):
+            if self._chooses and not self._is_chosen(scope):
                 await self._serve_untracked(scope, receive, send)
             elif scope["method"] not in UNTRACKED_METHODS if kind == "http" else self._tracks_websockets:
                 await self._track(scope, receive, send)
@@ -147,7 +150,6 @@ class RunMiddleware:
             else:
                 await self._serve_untracked(scope, receive, send)
         finally:
-            guard_var.reset(guard_token)
             current_run_var.reset(token)
 
     async def _track(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -163,15 +165,18 @@ class RunMiddleware:
                 await refuse(scope, send, exc)
             return
         scope[_SCOPE_KEY] = run
-        scope["state"] = {**(scope.get("state") or {}), **opening.state, "run": run}
+        scope["state"] = _state(scope, opening.state, run)
         current_run_var.set(run)
-        exchange = (
-            HttpExchange(run, receive, send, span) if scope["type"] == "http" else WebSocketExchange(run, receive, send)
-        )
+        exchange: HttpExchange | WebSocketExchange
         try:
-            if self._cancels and isinstance(exchange, HttpExchange):
+            if scope["type"] == "websocket":
+                exchange = WebSocketExchange(run, receive, send)
+                await self.app(scope, exchange.receive, exchange.send)
+            elif self._cancels:
+                exchange = HttpExchange(run, receive, send, span)
                 await serve_until_the_client_leaves(self.app, scope, exchange)
             else:
+                exchange = HttpExchange(run, receive, send, span)
                 await self.app(scope, exchange.receive, exchange.send)
         except BaseException as exc:
             opening.finish(run, exchange.outcome(exc))
@@ -193,26 +198,33 @@ class RunMiddleware:
         except REFUSALS as exc:
             await refuse(scope, send, exc)
             return
-        guard_var.set(guard)
-        await self._serve_untracked(scope, receive, send)
+        token = guard_var.set(guard)
+        try:
+            await self._serve_untracked(scope, receive, send)
+        finally:
+            guard_var.reset(token)
 
     async def _serve_untracked(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             state = (self.tracker.opened_already() or await self.tracker.ready()).state
         except StoreError:
             state = {}
-        scope["state"] = {**(scope.get("state") or {}), **state, "run": None}
+        scope["state"] = _state(scope, state, None)
         await self.app(scope, receive, send)
 
     async def _start(self, opening: Opening, scope: Scope, span: Any) -> Run:
-        connection = HTTPConnection(scope) if self._owner is not None or self._thread_id is not None else None
-        owner = None if self._owner is None or connection is None else await self._owner_of(connection)
         headers = self._headers_of(scope)
+        if self._owner is None and self._thread_id is None:
+            owner, thread_id = None, self._thread_named(scope, headers)
+        else:
+            connection = HTTPConnection(scope)
+            owner = await self._owner_of(connection)
+            thread_id = await self._thread_of(scope, connection, headers)
+        request_id = headers.get(self._request_id_header) if headers else None
+        traceparent = headers.get(TRACE_HEADER) if headers else None
         method = scope.get("method", "WEBSOCKET")
-        request_id = headers.get(self._request_id_header) if self._request_id_header is not None else None
-        traceparent = headers.get(TRACE_HEADER)
         run = opening.begin(
-            thread_id=await self._thread_of(scope, connection, headers),
+            thread_id=thread_id,
             create_thread=method not in READING_METHODS,
             owner=owner,
             guarded=self._owner is not None,
@@ -223,7 +235,10 @@ class RunMiddleware:
         if span is not None:
             run.traceparent = traceparent_of(span)
             describe_span(span, run)
-        await (opening.admit(run) if self._records_on_use else opening.record(run))
+        if not self._records_on_use:
+            await opening.record(run)
+        elif self._owner is not None:
+            await opening.admit(run)
         return run
 
     def _headers_of(self, scope: Scope) -> Headers:
@@ -237,11 +252,13 @@ class RunMiddleware:
         owner = None if self._owner is None else await _resolved(self._owner, connection)
         return None if owner is None else validate_id(owner, "owner")
 
-    async def _thread_of(self, scope: Scope, connection: HTTPConnection | None, headers: Headers) -> str | None:
-        if self._thread_id is not None:
-            assert connection is not None
-            found = await _resolved(self._thread_id, connection)
-            return None if found is None else validate_thread_id(found)
+    async def _thread_of(self, scope: Scope, connection: HTTPConnection, headers: Headers) -> str | None:
+        if self._thread_id is None:
+            return self._thread_named(scope, headers)
+        found = await _resolved(self._thread_id, connection)
+        return None if found is None else validate_thread_id(found)
+
+    def _thread_named(self, scope: Scope, headers: Headers) -> str | None:
         if self._thread_path is not None and (match := self._thread_path.match(path_below_root(scope))):
             return validate_thread_id(match["thread_id"])
         if THREAD_HEADER not in headers:
@@ -257,6 +274,14 @@ class RunMiddleware:
         return (self._is_included is None or self._is_included(scope)) and not (
             self._is_excluded is not None and self._is_excluded(scope)
         )
+
+
+def _state(scope: Scope, opened: dict[str, Any], run: Run | None) -> dict[str, Any]:
+    """The request's own state: a copy, since some servers and test clients hand the same one to every request."""
+    given = scope.get("state")
+    state = {**given, **opened} if given else opened.copy()
+    state["run"] = run
+    return state
 
 
 async def _resolved(resolver: Resolver, connection: HTTPConnection) -> str | None:

@@ -48,8 +48,9 @@ class Opening:
         self._close = asyncio.Event()
         self._ready: asyncio.Future[Persistence] = self.loop.create_future()
         self._active: set[str] = set()
-        self._idle = asyncio.Event()
-        self._ends: Ends  # there once it is open
+        self._idle: asyncio.Event | None = None  # for closing, which waits until no run is active
+        self._store: MetadataStoreProtocol
+        self._ends: Ends  # both are there once it is open
         self._owner = spawn(self._own(), "skeino")
 
     @property
@@ -103,15 +104,7 @@ class Opening:
         """
         if self.closing:
             raise StoreUnavailableError("The server is shutting down: try again.")
-        run = Run(
-            thread_id=thread_id,
-            owner=owner,
-            store=self.persistence.metadata_store,
-            guarded=guarded,
-            creates_thread=create_thread,
-            request_id=request_id,
-            traceparent=traceparent,
-        )
+        run = Run(thread_id, owner, self._store, guarded, create_thread, request_id, traceparent, self.loop)
         run.record = Record(self, run, describe)
         self._active.add(run.run_id)  # before it is written: closing must know of it
         return run
@@ -194,14 +187,15 @@ class Opening:
 
     def _leave(self, run: Run) -> None:
         self._active.discard(run.run_id)
-        if not self._active:
+        if self._idle is not None and not self._active:
             self._idle.set()
 
     async def _own(self) -> None:
         """The owner task: open, wait to be closed (or cancelled with the event loop), drain, close."""
         try:
             async with open_persistence(self._settings) as persistence:
-                self._ends = Ends(persistence.metadata_store)
+                self._store = persistence.metadata_store
+                self._ends = Ends(self._store)
                 self.state = {
                     "checkpointer": persistence.checkpointer,
                     "metadata_store": persistence.metadata_store,
@@ -224,7 +218,7 @@ class Opening:
         try:
             async with asyncio.timeout(DRAIN_TIMEOUT):
                 if self._active:  # cancelled in this very tick, perhaps: let them say how they ended
-                    self._idle.clear()
+                    self._idle = asyncio.Event()
                     waiting = asyncio.ensure_future(self._idle.wait())
                     await asyncio.wait([waiting], timeout=GRACE)
                     waiting.cancel()

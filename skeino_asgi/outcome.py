@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from functools import cache
 
 from skeino.persistence.rows import RunError, SettledStatus, TerminalStatus
 from skeino.runs import Run
@@ -17,6 +18,12 @@ class Outcome:
     status: TerminalStatus
     error: RunError | None = None
     http_status: int | None = None
+
+
+@cache
+def succeeded(http_status: int | None = None) -> Outcome:
+    """It ended well, as most do."""
+    return Outcome("success", None, http_status)
 
 
 def interrupted(code: str, message: str, http_status: int | None = None) -> Outcome:

@@ -19,7 +19,7 @@ from skeino.runs import Run, current_run_var, guard_var
 from skeino.settings import SkeinoSettings
 from skeino_asgi.at_exit import close_at_exit
 from skeino_asgi.opening import Opening
-from skeino_asgi.outcome import Outcome, raised
+from skeino_asgi.outcome import raised, succeeded
 
 FINISH_PATIENCE: Final = 10.0
 """Seconds that the end of a `tracker.run()` block waits for its end to be written."""
@@ -38,7 +38,7 @@ class RunTracker:
     def __init__(self, settings: SkeinoSettings | None = None) -> None:
         self.settings = settings if settings is not None else SkeinoSettings()
         self._openings: WeakKeyDictionary[asyncio.AbstractEventLoop, Opening] = WeakKeyDictionary()
-        self._latest: tuple[asyncio.AbstractEventLoop, Opening] | None = None  # looked up last: most have but one
+        self._latest: Opening | None = None  # the one that was looked up last: most have but one
 
     @asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncIterator[dict[str, Any]]:
@@ -116,11 +116,11 @@ class RunTracker:
 
     def opened_already(self) -> Opening | None:
         """What is open on this event loop; None if the caller has to ask `ready()`."""
+        opening = self._latest
         loop = asyncio.get_running_loop()
-        if self._latest is None or self._latest[0] is not loop:
-            opening = self._openings.get(loop)
-            self._latest = None if opening is None else (loop, opening)
-        return self._latest[1] if self._latest is not None and self._latest[1].is_open else None
+        if opening is None or opening.loop is not loop:
+            opening = self._latest = self._openings.get(loop)
+        return opening if opening is not None and opening.state and not opening.closing else None
 
     async def ready(self) -> Opening:
         """What is open on this event loop; under a server without lifespan, the first request opens it.
@@ -238,7 +238,7 @@ class TrackedRun:
     ) -> None:
         assert self._run is not None
         current_run_var.set(self._outer)
-        end = self._opening.finish(self._run, Outcome("success") if exc is None else raised(exc, "in the run"))
+        end = self._opening.finish(self._run, succeeded() if exc is None else raised(exc, "in the run"))
         assert end is not None  # its row is there
         with suppress(TimeoutError):
             async with asyncio.timeout(FINISH_PATIENCE):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 from starlette.websockets import WebSocketDisconnect
 
 from skeino.runs import Run
-from skeino_asgi.exchange import headers_of, storable_status
-from skeino_asgi.outcome import Outcome, failed, interrupted, raised
+from skeino_asgi.exchange import storable_status, with_run
+from skeino_asgi.outcome import Outcome, failed, interrupted, raised, succeeded
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Send
@@ -47,12 +47,12 @@ class WebSocketExchange:
     async def send(self, message: Message) -> None:
         kind = message["type"]
         if kind == "websocket.accept":
-            message = {**message, "headers": [*(message.get("headers") or ()), *headers_of(self._run)]}
+            message = with_run(message, self._run)
         elif kind == "websocket.close" and self.closed_by_client is None:
             self.closed_by_app = message.get("code") or 1000
         elif kind == "websocket.http.response.start":
             self.status = storable_status(message["status"])
-            message = {**message, "headers": [*message.get("headers", ()), *headers_of(self._run)]}
+            message = with_run(message, self._run)
         try:
             await self._send(message)
         except OSError:  # the client is gone (ASGI WebSocket, since specification 2.4)
@@ -68,7 +68,7 @@ class WebSocketExchange:
         if self.closed_by_client == SERVICE_RESTART and (exc is None or isinstance(exc, WebSocketDisconnect)):
             return interrupted("shutdown", "The server closed the connection when it stopped.")
         if isinstance(exc, WebSocketDisconnect) and self.closed_by_client is not None:
-            return Outcome("success")  # it was waiting for the next message
+            return succeeded()  # it was waiting for the next message
         if isinstance(exc, WebSocketDisconnect | OSError) and self.left:
             return interrupted("client_disconnected", "The client left while it was being sent something.")
         if exc is not None:
@@ -76,11 +76,11 @@ class WebSocketExchange:
         if self.denied:
             if self.status is not None and self.status >= 500:
                 return failed("http_error", f"The application answered with status {self.status}.", self.status)
-            return Outcome("success", None, self.status)
+            return succeeded(self.status)
         if self.closed_by_app is not None:
             if self.closed_by_app == INTERNAL_ERROR:
                 return failed("websocket_error", f"The application closed the connection with {INTERNAL_ERROR}.")
-            return Outcome("success")
+            return succeeded()
         if self.closed_by_client is not None:
-            return Outcome("success")
+            return succeeded()
         return failed("no_response", "The application returned without closing the connection.")

@@ -11,7 +11,8 @@ from tests.examples.server import ROOT, serving
 from tests.examples.transcript import steps_of
 
 EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
-DURABLE = {"custom_backend", "fastapi_postgres", "starlette_sqlite"}
+SQLITE = sorted(path.stem for path in (ROOT / "examples").glob("*_sqlite.py"))
+DURABLE = {"custom_backend", "fastapi_postgres", *SQLITE}
 
 
 def header_of(example: str) -> str:
@@ -30,7 +31,7 @@ def test_the_header_says_purpose_installation_command_and_what_to_expect(example
     assert all(step.output for steps in steps_of(header) for step in steps)
 
 
-@pytest.mark.parametrize("example", ["bare_asgi_memory", "custom_backend"])
+@pytest.mark.parametrize("example", ["bare_asgi_memory", "blacksheep_memory", "custom_backend"])
 def test_the_example_shows_what_its_header_shows(example: str, tmp_path: Path) -> None:
     act(example, tmp_path, {})
 
@@ -43,8 +44,9 @@ def test_the_postgres_example_shows_what_its_header_shows(tmp_path: Path, postgr
     )
 
 
-def test_the_sqlite_example_shows_what_its_header_shows_and_ends_every_run(tmp_path: Path) -> None:
-    act("starlette_sqlite", tmp_path, {})
+@pytest.mark.parametrize("example", SQLITE)
+def test_a_sqlite_example_shows_what_its_header_shows_and_ends_every_run(example: str, tmp_path: Path) -> None:
+    act(example, tmp_path, {})
 
     with closing(sqlite3.connect(tmp_path / "skeino.db")) as connection:
         assert connection.execute("SELECT DISTINCT status FROM app_runs").fetchall() == [("success",)]

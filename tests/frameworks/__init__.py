@@ -1,0 +1,1 @@
+"""Every framework, in every way of adding the middleware to it."""
