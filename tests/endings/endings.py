@@ -443,8 +443,7 @@ WEBSOCKETS = (
                 Row("success"), "granian closes it with 1005, which is what it says of clients that leave, too."
             ),
             DAPHNE: Deviation(
-                Row("running"),
-                "daphne fails to cancel anything once there is a WebSocket; its event loop just stops.",
+                Row("success"), "daphne drops it with 1006, which is what it says of clients that vanish, too."
             ),
         },
     ),

@@ -38,8 +38,6 @@ class Server:
     """What switches the lifespan on; None where there is none."""
     no_lifespan: Sequence[str] | None = None
     """What switches it off; None where the application has to refuse it."""
-    hangs: bool = False
-    """Its process does not come to its end by itself."""
 
     def command(self, port: int, *, grace: int, lifespan: bool, more: Sequence[str] = ()) -> list[str]:
         chosen = self.lifespan if lifespan else self.no_lifespan
@@ -84,7 +82,6 @@ DAPHNE = Server(
     options=("-v", "0"),
     port=("--port", "{port}"),  # it cancels requests at once, without any grace
     lifespan=None,
-    hangs=True,
 )
 SERVERS = (UVICORN, UVLOOP, HYPERCORN, GRANIAN, DAPHNE)
 
@@ -129,9 +126,6 @@ class Running:
 
     def wait(self) -> None:
         """Until it has ended by itself."""
-        if self.server.hangs:
-            eventually(lambda: not self.listens, self)
-            return
         try:
             self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
