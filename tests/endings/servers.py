@@ -156,6 +156,7 @@ def running(
     running = Running(server, folder, port, process)
     try:
         eventually(lambda: running.ended or running.listens, running)
+        assert not running.ended, running.log
         running.worker = int(httpx.get(f"{running.url}/ready", timeout=PATIENCE).text)
         yield running
     finally:

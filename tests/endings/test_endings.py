@@ -13,7 +13,7 @@ import pytest
 from tests.endings.client import checked, client_of, rows_of
 from tests.endings.endings import ENDINGS, Ending, Row
 from tests.endings.page import PAGE, tables
-from tests.endings.servers import PATIENCE, SERVERS, Running, Server, eventually, running
+from tests.endings.servers import PATIENCE, ROOT, SERVERS, Running, Server, eventually, running
 from tests.http_client import httpx
 
 NAMED = [(f"{title}: {ending.name}", ending) for title, group in ENDINGS.items() for ending in group]
@@ -100,7 +100,7 @@ def test_the_page_has_the_tables_that_are_tested() -> None:
     assert tables() in PAGE.read_text(), "docs/endings.md says otherwise: run python -m tests.endings"
 
 
-OURS = re.compile(r"[\\/]skeino(_asgi)?[\\/]")
+OURS = (ROOT / "skeino", ROOT / "skeino_asgi")
 COMPLAINTS = ("never awaited", "never retrieved", "was destroyed but it is pending", "Event loop is closed")
 
 
@@ -109,6 +109,6 @@ def troubles_of(log: str) -> list[str]:
     found = [complaint for complaint in COMPLAINTS if complaint in log]
     for traceback in re.split(r"Traceback \(most recent call last\):", log)[1:]:
         frames = re.findall(r'^[\s|]*File "([^"]+)", line \d+', traceback, re.MULTILINE)
-        if frames and OURS.search(frames[-1]):
+        if frames and any(Path(frames[-1]).is_relative_to(package) for package in OURS):
             found.append(traceback)
     return found
