@@ -38,6 +38,8 @@ class Server:
     """What switches the lifespan on; None where there is none."""
     no_lifespan: Sequence[str] | None = None
     """What switches it off; None where the application has to refuse it."""
+    killed: str | None = None
+    """What its log says when it had to kill its worker."""
 
     def command(self, port: int, *, grace: int, lifespan: bool, more: Sequence[str] = ()) -> list[str]:
         chosen = self.lifespan if lifespan else self.no_lifespan
@@ -75,6 +77,7 @@ GRANIAN = Server(
     grace=("--workers-kill-timeout", "{grace}"),
     lifespan=("--interface", "asgi"),
     no_lifespan=("--interface", "asginl"),
+    killed="Killing worker",
 )
 DAPHNE = Server(
     name="daphne",

@@ -53,6 +53,8 @@ def test_a_server_stops_in_order_after_all_that(server: Running) -> None:
     server.wait()
     assert "running" not in [row[0] for row in rows_of(server)]
     assert troubles_of(server.log) == []
+    if server.server.killed is not None:
+        assert server.server.killed not in server.log
 
 
 @pytest.mark.parametrize(("kind", "ending"), ALONE)
@@ -72,6 +74,8 @@ def test_a_run_ends_as_its_server_did(kind: Server, ending: Ending, tmp_path: Pa
         assert [Row(*row) for row in client.rows()] == [expected] * (expected.status is not None)
         assert len(rows_of(server)) == (expected.status is not None)
         assert troubles_of(server.log) == []
+        if kind.killed is not None and expected.status != "running":
+            assert kind.killed not in server.log
 
 
 @pytest.mark.parametrize("kind", SERVERS, ids=lambda server: server.name)
