@@ -6,7 +6,7 @@ import asyncio
 import concurrent.futures
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Set
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Set
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -28,7 +28,7 @@ LOOP_PATIENCE: Final = 0.25
 STORE_PATIENCE: Final = 60.0
 """Seconds that a graph's worker thread waits for the metadata store."""
 
-_NONE: Final[Set[str]] = frozenset()
+_NO_THREADS: Final[Set[str]] = frozenset()
 
 current_run_var: ContextVar[Run | None] = ContextVar("skeino_current_run", default=None)
 """The context variable itself; `current_run()` reads it, and only a tracker sets it."""
@@ -76,6 +76,7 @@ class Run:
         "_guarded",
         "_ledger",
         "_loop",
+        "_metadata",
         "_must_attach",
         "_owner",
         "_recorded_at_end",
@@ -84,8 +85,9 @@ class Run:
         "_store",
         "_thread_id",
         "_used",
-        "metadata",
+        "describe",
         "minted_thread_id",
+        "outcome",
         "record",
         "request_id",
         "traceparent",
@@ -102,30 +104,31 @@ class Run:
         traceparent: str | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        self.metadata: dict[str, Any] = {}
-        self._ledger: Ledger | None = None
-        self.minted_thread_id = False
         self.request_id = request_id
         """The id that whoever sent the request gave it (`X-Request-ID`), if it is one."""
         self.traceparent = traceparent
         """The W3C trace context that the run belongs to: `00-<trace id>-<span id>-<flags>`."""
-        self.record: Callable[[], Awaitable[None]] | None = None
-        """Writes the run's row, where that waits until a saver reads or writes for it; None once it is written."""
         self._run_id = new_id()
         self._owner = owner if owner is None else validate_id(owner, "owner")
         self._began = time.time()
-        self._status: RunStatus = "running"
         self._thread_id = thread_id if thread_id is None else validate_thread_id(thread_id)
         self._store = store
         self._guarded = guarded or owner is not None
         self._creates_thread = creates_thread
-        self._must_attach = False
-        self._attached: Set[str] = _NONE
-        self._allowed: Set[str] = _NONE
-        self._failure: BaseException | str | None = None
-        self._recorded_at_end = False
-        self._used = False
         self._loop = loop or asyncio.get_running_loop()
+        self.minted_thread_id = False
+        self.record: Callable[[Run], Awaitable[None]] | None = None
+        """Writes the run's row, where that waits until a saver reads or writes for it; None once it is written."""
+        self.describe: Callable[[], tuple[Mapping[str, Any], Mapping[str, Any] | None]] | None = None
+        """Says with which `metadata` and `kwargs` that row begins."""
+        self.outcome: Any = None
+        """The tracker's own account of how a run ended that has no row."""
+        self._attached = self._allowed = _NO_THREADS
+        self._failure: BaseException | str | None = None
+        self._ledger: Ledger | None = None
+        self._metadata: dict[str, Any] | None = None
+        self._must_attach = self._recorded_at_end = self._used = False
+        self._status: RunStatus = "running"
 
     def __repr__(self) -> str:
         return f"<Run {self.run_id} thread={self._thread_id!r} {self.status}>"
@@ -167,11 +170,23 @@ class Run:
             self._ledger = Ledger()
         return self._ledger
 
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What is kept with the run's row when it ends: add JSON values to it."""
+        if self._metadata is None:
+            self._metadata = {}
+        return self._metadata
+
+    @metadata.setter
+    def metadata(self, metadata: dict[str, Any]) -> None:
+        self._metadata = metadata
+
     def fail(self, reason: BaseException | str) -> None:
         """End the run as `error` (`timeout` for a `TimeoutError`) though its response will be complete.
 
-        For a stream that tells its reader of an error in a well-formed last event, say. The run goes on until the
-        request has ended; the first reason is kept, and an exception that is raised afterwards counts more.
+        For a stream that tells its reader of an error in a well-formed last event, say; or for the hook of a
+        framework that answers exceptions itself, so that the row knows more than a status of 500. The run goes on
+        until the request has ended; the first reason is kept, and an exception that is raised after it counts more.
 
         Args:
             reason: the exception, or a sentence; in the row it is scrubbed and bounded.
@@ -238,12 +253,12 @@ class Run:
     @property
     def used(self) -> bool:
         """Whether its row says more than that there was a request: somebody took its config, added metadata …"""
-        return self._used or bool(self.metadata)
+        return self._used or bool(self._metadata)
 
     async def _recorded(self) -> None:
         if self.record is not None:
             self._used = True
-            await self.record()
+            await self.record(self)
 
     def _recorded_blocking(self) -> None:
         if self.record is not None and not self._recorded_at_end:

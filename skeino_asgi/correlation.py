@@ -16,18 +16,18 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@~-]{1,128}")
 _TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
-def valid_request_id(value: bytes) -> str | None:
+def valid_request_id(value: bytes | None) -> str | None:
     """The id, if it is one: up to 128 letters, digits and `._:/+=@~-`. Anything else is ignored, not repaired."""
-    text = value.decode("latin-1")
+    text = (value or b"").decode("latin-1")
     return text if _REQUEST_ID.fullmatch(text) else None
 
 
-def valid_traceparent(value: bytes) -> str | None:
+def valid_traceparent(value: bytes | None) -> str | None:
     """The trace context, if it is one; the parts that a later version may add are left out.
 
     https://www.w3.org/TR/trace-context/#traceparent-header
     """
-    text = value.decode("latin-1")
+    text = (value or b"").decode("latin-1")
     found = _TRACEPARENT.match(text)
     if found is None:
         return None

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from skeino.errors import InvalidInputError, StoreError, ThreadNotFoundError
 from skeino.persistence.protocol import MetadataStoreProtocol
 from skeino.persistence.rows import RunError, RunFinish
+from skeino.runs import Run
+from skeino_asgi.record import write_row
 from skeino_asgi.tasks import spawn
-
-if TYPE_CHECKING:
-    from skeino_asgi.record import Record
 
 logger = logging.getLogger("skeino")
 
@@ -41,12 +40,16 @@ class Ends:
         self._writes.add(task)
         task.add_done_callback(self._writes.discard)
 
+    async def settled(self) -> None:
+        """Wait until each end in the queue has been tried."""
+        while self._writes:
+            await asyncio.wait(list(self._writes))
+
     async def drain(self) -> None:
         """Write what is due, each once more, and leave what the store does not take."""
         if self._retrying is not None:
             self._retrying.cancel()
-        while self._writes:
-            await asyncio.wait(list(self._writes))
+        await self.settled()
         for end in list(self._due.values()):  # its task was cancelled, or the store was away
             await self._settle(end)
 
@@ -73,9 +76,10 @@ class Ends:
         store = self._store
         run_id = end.finish["run_id"]
         try:
-            if end.record is not None:
-                await end.record.write()
-                end.record = None
+            if end.unrecorded is not None and not await self._begin(end.unrecorded, end.finish["worker_id"]):
+                self._forget(end)
+                return True
+            end.unrecorded = None
             if end.thread_to_attach is not None:
                 try:
                     await store.attach_thread(run_id, end.thread_to_attach, owner=end.owner)
@@ -101,6 +105,14 @@ class Ends:
         self._forget(end)
         return True
 
+    async def _begin(self, run: Run, worker_id: str) -> bool:
+        try:
+            await write_row(run, self._store, worker_id)
+        except ThreadNotFoundError:
+            logger.warning("Run %s was to be on a thread of another owner: it leaves no row.", run.run_id)
+            return False
+        return True
+
     def _forget(self, end: End) -> None:
         self._due.pop(end.finish["run_id"], None)
         end.written.set()
@@ -109,15 +121,15 @@ class Ends:
 class End:
     """How a run ended, on its way to the store."""
 
-    __slots__ = ("finish", "owner", "record", "reduced", "thread_to_attach", "written")
+    __slots__ = ("finish", "owner", "reduced", "thread_to_attach", "unrecorded", "written")
 
     def __init__(
-        self, finish: RunFinish, thread_to_attach: str | None, owner: str | None, record: Record | None
+        self, finish: RunFinish, thread_to_attach: str | None, owner: str | None, unrecorded: Run | None
     ) -> None:
         self.finish = finish
         self.thread_to_attach = thread_to_attach
         self.owner = owner
-        self.record = record  # of a run that was used but has no row yet
+        self.unrecorded = unrecorded  # a run that was used but has no row yet
         self.reduced = False
         self.written = asyncio.Event()
 

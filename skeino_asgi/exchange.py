@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect
 
 from skeino.runs import Run
 from skeino_asgi.correlation import describe_span
-from skeino_asgi.outcome import Outcome, failed, interrupted, raised, succeeded
+from skeino_asgi.outcome import HTTP_ERROR, Outcome, failed, interrupted, raised, succeeded
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Send
@@ -21,27 +21,15 @@ class HttpExchange:
     A client's leaving counts only before the response is complete: uvicorn sends `http.disconnect` afterwards, too.
     """
 
-    __slots__ = (
-        "_receive",
-        "_run",
-        "_send",
-        "_span",
-        "_started",
-        "_trailers",
-        "complete",
-        "completing",
-        "left",
-        "status",
-    )
+    __slots__ = ("_receive", "_run", "_send", "_span", "_trailers", "complete", "completing", "left", "status")
 
     def __init__(self, run: Run, receive: Receive, send: Send, span: Any) -> None:
         self._run = run
-        self._span = span
         self._receive = receive
         self._send = send
-        self._started = False
+        self._span = span
         self._trailers = False
-        self.status: object = None
+        self.status: Any = None  # as the application has said it; None until the response has started
         self.left = False
         """The client left before the response was complete."""
         self.completing = False
@@ -58,7 +46,6 @@ class HttpExchange:
         kind = message["type"]
         if kind == "http.response.start":
             self.status = message["status"]
-            self._started = True
             self._trailers = message.get("trailers", False)
             message = with_run(message, self._run)
         elif kind == "http.response.body":
@@ -78,10 +65,12 @@ class HttpExchange:
 
     def outcome(self, exc: BaseException | None) -> Outcome:
         """The run's outcome, once the application has returned or raised."""
-        status = self.status = storable_status(self.status)
+        status = self.status
+        if type(status) is not int or not 100 <= status <= 999:
+            status = storable_status(status)
         if exc is None and self.complete:
             if status is not None and status >= 500:
-                return failed("http_error", f"The application answered with status {status}.", status)
+                return failed(HTTP_ERROR, f"The application answered with status {status}.", status)
             return succeeded(status)
         if isinstance(exc, asyncio.CancelledError):
             message = "The request was cancelled, by the server or a time limit."
@@ -93,12 +82,12 @@ class HttpExchange:
             return interrupted("client_disconnected", message, status)
         if exc is not None:
             return raised(exc, self._phase(), status)
-        if not self._started:
+        if self.status is None:
             return failed("no_response", "The application returned without a response.")
         return failed("incomplete_response", "The application returned before its response was complete.", status)
 
     def _phase(self) -> str:
-        if not self._started:
+        if self.status is None:
             return "before the response"
         return "after the response" if self.complete else "during the response"
 
@@ -108,7 +97,7 @@ def with_run(message: Message, run: Run) -> Message:
     headers = [*(message.get("headers") or ()), (b"x-run-id", run.run_id.encode())]
     if run.minted_thread_id and run.thread_id is not None:
         headers.append((b"x-thread-id", run.thread_id.encode()))
-    extended = dict(message)
+    extended: Message = message.copy() if type(message) is dict else dict(message)
     extended["headers"] = headers
     return extended
 

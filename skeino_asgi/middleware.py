@@ -135,7 +135,7 @@ class RunMiddleware:
         if kind not in ("http", "websocket") or _SCOPE_KEY in scope:
             await self.app(scope, receive, send)
             return
-        scope[_SCOPE_KEY] = None
+        scope[_SCOPE_KEY] = True
         # Always set, to None as well: servers start a keep-alive connection's next request in the last one's context.
         token = current_run_var.set(None)
         if guard_var.get() is not None:
@@ -164,7 +164,6 @@ class RunMiddleware:
             else:
                 await refuse(scope, send, exc)
             return
-        scope[_SCOPE_KEY] = run
         scope["state"] = _state(scope, opening.state, run)
         current_run_var.set(run)
         exchange: HttpExchange | WebSocketExchange
@@ -214,23 +213,26 @@ class RunMiddleware:
 
     async def _start(self, opening: Opening, scope: Scope, span: Any) -> Run:
         headers = self._headers_of(scope)
-        if self._owner is None and self._thread_id is None:
-            owner, thread_id = None, self._thread_named(scope, headers)
-        else:
+        owner = thread_id = request_id = traceparent = None
+        if self._owner is not None or self._thread_id is not None:
             connection = HTTPConnection(scope)
             owner = await self._owner_of(connection)
             thread_id = await self._thread_of(scope, connection, headers)
-        request_id = headers.get(self._request_id_header) if headers else None
-        traceparent = headers.get(TRACE_HEADER) if headers else None
+        elif headers or self._thread_path is not None:
+            thread_id = self._thread_named(scope, headers)
+        if headers:
+            request_id = valid_request_id(headers.get(self._request_id_header))
+            traceparent = valid_traceparent(headers.get(TRACE_HEADER))
         method = scope.get("method", "WEBSOCKET")
+        path = path_below_root(scope) if scope.get("root_path") else scope["path"]
         run = opening.begin(
-            thread_id=thread_id,
-            create_thread=method not in READING_METHODS,
-            owner=owner,
-            guarded=self._owner is not None,
-            request_id=None if request_id is None else valid_request_id(request_id),
-            traceparent=None if traceparent is None else valid_traceparent(traceparent),
-            describe=partial(_description, method, path_below_root(scope)),
+            thread_id,
+            owner,
+            self._owner is not None,
+            method not in READING_METHODS,
+            request_id,
+            traceparent,
+            partial(_description, method, path),
         )
         if span is not None:
             run.traceparent = traceparent_of(span)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import socket
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -17,8 +18,8 @@ from skeino.runs import Run, new_id
 from skeino.settings import SkeinoSettings
 from skeino.validation import validate_json_object
 from skeino_asgi.ends import End, Ends
-from skeino_asgi.outcome import Outcome, failed, interrupted, reported, thread_status_after
-from skeino_asgi.record import Describe, Record
+from skeino_asgi.outcome import Outcome, failed, interrupted, is_http_error, reported, thread_status_after
+from skeino_asgi.record import write_row
 from skeino_asgi.tasks import spawn
 
 logger = logging.getLogger("skeino")
@@ -48,6 +49,7 @@ class Opening:
         self._close = asyncio.Event()
         self._ready: asyncio.Future[Persistence] = self.loop.create_future()
         self._active: set[str] = set()
+        self._recording: dict[str, asyncio.Task[None]] = {}
         self._idle: asyncio.Event | None = None  # for closing, which waits until no run is active
         self._store: MetadataStoreProtocol
         self._ends: Ends  # both are there once it is open
@@ -83,14 +85,13 @@ class Opening:
 
     def begin(
         self,
-        *,
         thread_id: str | None,
-        create_thread: bool,
         owner: str | None,
-        guarded: bool = False,
-        request_id: str | None = None,
-        traceparent: str | None = None,
-        describe: Describe | None = None,
+        guarded: bool,
+        create_thread: bool,
+        request_id: str | None,
+        traceparent: str | None,
+        describe: Callable[[], tuple[Mapping[str, Any], Mapping[str, Any] | None]],
     ) -> Run:
         """Begin a run; its row is written by `record()`, or else when a saver first reads or writes for it, or at its
         end, if it was used.
@@ -105,7 +106,7 @@ class Opening:
         if self.closing:
             raise StoreUnavailableError("The server is shutting down: try again.")
         run = Run(thread_id, owner, self._store, guarded, create_thread, request_id, traceparent, self.loop)
-        run.record = Record(self, run, describe)
+        run.record, run.describe = self._record_on_use, describe
         self._active.add(run.run_id)  # before it is written: closing must know of it
         return run
 
@@ -115,9 +116,8 @@ class Opening:
         Raises:
             ThreadNotFoundError, InvalidInputError, StoreUnavailableError: as `start_run`; also while closing.
         """
-        assert isinstance(run.record, Record)
         try:
-            await run.record.write()
+            await write_row(run, self._store, self.worker_id)
         except asyncio.CancelledError:
             run.record = None  # its row may be there all the same
             self.finish(run, interrupted("cancelled", "The request was cancelled while its run was being started."))
@@ -153,14 +153,12 @@ class Opening:
         It does not wait, so that a cancelled request, too, leaves its end in the queue. None for a run without a row
         that nobody used: it leaves no trace.
         """
-        if outcome.status == "success" and run.failure is not None:
+        if run.failure is not None and (outcome.status == "success" or is_http_error(outcome)):
             outcome = reported(run.failure, outcome.http_status)
         run.end(outcome.status)
         self._leave(run)
-        record = run.record
-        assert record is None or isinstance(record, Record)
-        if record is not None and not run.used:
-            record.outcome = outcome  # a task that outlives the request may use it yet
+        if run.record is not None and not run.used:
+            run.outcome = outcome  # a task that outlives the request may use it yet
             return None
         end = End(
             RunFinish(
@@ -180,10 +178,33 @@ class Opening:
             ),
             run.thread_to_attach,
             run.owner,
-            record,
+            None if run.record is None else run,
         )
         self._ends.add(end)
         return end
+
+    async def _record_on_use(self, run: Run) -> None:
+        """Write the row once, however many ask for it, and whoever of them is cancelled; `Run.record` calls this.
+
+        Raises:
+            ThreadNotFoundError, InvalidInputError, StoreUnavailableError: as `start_run`; the next to ask tries again.
+        """
+        task = self._recording.get(run.run_id)
+        if task is None:
+            task = self._recording[run.run_id] = spawn(self._record_late(run), "skeino start of run")
+        await asyncio.shield(task)
+
+    async def _record_late(self, run: Run) -> None:
+        try:
+            await write_row(run, self._store, self.worker_id)
+        finally:
+            del self._recording[run.run_id]
+        if run.outcome is not None:
+            self.finish(run, run.outcome)
+
+    async def settled(self) -> None:
+        """Wait until the ends of runs that are queued now are written, or have failed for now."""
+        await self._ends.settled()
 
     def _leave(self, run: Run) -> None:
         self._active.discard(run.run_id)

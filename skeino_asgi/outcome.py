@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from functools import cache
+from typing import Final
 
 from skeino.persistence.rows import RunError, SettledStatus, TerminalStatus
 from skeino.runs import Run
 from skeino.scrubbing import scrubbed
+
+HTTP_ERROR: Final = "http_error"
+"""The error's code where the response's status alone says that something went wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,11 @@ def interrupted(code: str, message: str, http_status: int | None = None) -> Outc
 def failed(code: str, message: str, http_status: int | None = None) -> Outcome:
     """It went wrong without an exception."""
     return Outcome("error", RunError(code=code, type=None, message=message), http_status)
+
+
+def is_http_error(outcome: Outcome) -> bool:
+    """Whether nothing is known of a failure but the response's status, as where a framework answers exceptions."""
+    return outcome.error is not None and outcome.error["code"] == HTTP_ERROR
 
 
 def raised(exc: BaseException, phase: str, http_status: int | None = None) -> Outcome:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from skeino.errors import ConfigurationError
 
@@ -19,7 +20,15 @@ def path_below_root(scope: Scope) -> str:
     """The path as the application's routes know it (ASGI: `path` includes `root_path`)."""
     path: str = scope["path"]
     root: str = scope.get("root_path", "")
-    return path[len(root) :] if root and path.startswith(root + "/") else path
+    if root and path.startswith(root + "/") and not _is_below_already(scope, root + path):
+        return path[len(root) :]
+    return path
+
+
+def _is_below_already(scope: Scope, whole: str) -> bool:
+    """Litestar takes `root_path` off the path before its middlewares see it; the raw path keeps it."""
+    raw: bytes = scope.get("raw_path") or b""
+    return unquote(raw.partition(b"?")[0].decode("latin-1")) == whole
 
 
 def compiled_template(template: str) -> re.Pattern[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from asyncio import get_running_loop
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
@@ -117,7 +118,7 @@ class RunTracker:
     def opened_already(self) -> Opening | None:
         """What is open on this event loop; None if the caller has to ask `ready()`."""
         opening = self._latest
-        loop = asyncio.get_running_loop()
+        loop = get_running_loop()
         if opening is None or opening.loop is not loop:
             opening = self._latest = self._openings.get(loop)
         return opening if opening is not None and opening.state and not opening.closing else None
@@ -220,13 +221,13 @@ class TrackedRun:
         guard = outer or guard_var.get()
         inherits = self._owner is None and guard is not None and guard.guarded
         run = self._opening.begin(
-            thread_id=self._thread_id,
-            create_thread=True,
-            owner=guard.owner if inherits and guard is not None else self._owner,
-            guarded=inherits,  # a request's run within it is its owner's
-            request_id=None if outer is None else outer.request_id,
-            traceparent=None if outer is None else outer.traceparent,
-            describe=lambda: (self._metadata, self._kwargs),
+            self._thread_id,
+            guard.owner if inherits and guard is not None else self._owner,
+            inherits,  # a request's run within it is its owner's
+            True,
+            None if outer is None else outer.request_id,
+            None if outer is None else outer.traceparent,
+            lambda: (self._metadata, self._kwargs),
         )
         await self._opening.record(run)
         self._run = run

@@ -9,7 +9,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from skeino.runs import Run
 from skeino_asgi.exchange import storable_status, with_run
-from skeino_asgi.outcome import Outcome, failed, interrupted, raised, succeeded
+from skeino_asgi.outcome import HTTP_ERROR, Outcome, failed, interrupted, raised, succeeded
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Send
@@ -75,7 +75,7 @@ class WebSocketExchange:
             return raised(exc, "during the connection", self.status)
         if self.denied:
             if self.status is not None and self.status >= 500:
-                return failed("http_error", f"The application answered with status {self.status}.", self.status)
+                return failed(HTTP_ERROR, f"The application answered with status {self.status}.", self.status)
             return succeeded(self.status)
         if self.closed_by_app is not None:
             if self.closed_by_app == INTERNAL_ERROR:

@@ -69,12 +69,8 @@ async def test_the_report_is_a_run_of_its_own(names: dict[str, Any]) -> None:
     assert report["metadata"] == {"asked_by": row["run_id"]}
 
 
-async def test_the_hook_adds_the_exception_to_the_row(names: dict[str, Any]) -> None:
-    response, row = await send(names, "litestar_with_note", "/chat", content=b"Hello")  # no graph is compiled here
+async def test_the_hook_reports_the_exception_to_the_row(names: dict[str, Any]) -> None:
+    response, row = await send(names, "litestar_that_reports", "/chat", content=b"Hello")  # no graph is compiled here
     assert response.status_code == 500
-    assert row["error"] == {
-        "code": "http_error",
-        "type": None,
-        "message": "The application answered with status 500.",
-    }
-    assert row["metadata"] == {"exception": "AttributeError"}
+    assert row["error"] is not None
+    assert (row["error"]["code"], row["error"]["type"]) == ("exception", "AttributeError")
