@@ -117,10 +117,10 @@ def _streaming_chat(settings: SkeinoSettings, on_disconnect: Any) -> Starlette:
 @pytest.fixture(params=["memory", "sqlite", *(pytest.param(one, marks=getattr(pytest.mark, one)) for one in SERVERS)])
 def any_scheme(request: pytest.FixtureRequest, tmp_path: Path) -> SkeinoSettings:
     """Each scheme in turn, Redis too, whose runs are kept in memory."""
+    uri: str | None = None
     if request.param == "redis":
         uri = request.getfixturevalue("redis_dsn")
         return SkeinoSettings(checkpointer_scheme="redis", checkpointer_uri=uri, allow_ephemeral_metadata=True)
-    uri: str | None = None
     if request.param == "sqlite":
         uri = str(tmp_path / "skeino.db")
     elif request.param != "memory":

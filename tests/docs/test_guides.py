@@ -1,5 +1,6 @@
 """The pages under docs/: their code runs, and does what the page says."""
 
+import asyncio
 import gc
 import logging
 import re
@@ -123,6 +124,18 @@ async def test_observability(capsys: pytest.CaptureFixture[str]) -> None:
     finally:
         root.handlers[:] = before
         structlog.reset_defaults()
+
+
+async def test_endings() -> None:
+    tracker = RunTracker(SkeinoSettings())
+    names = await run_python("docs/endings.md", app=Starlette(), tracker=tracker)
+
+    assert names["app"].tracker is tracker
+    names["STREAM_SECONDS"] = 0.05
+    queue: asyncio.Queue[str] = asyncio.Queue()
+    queue.put_nowait("one")
+    queue.put_nowait("two")
+    assert [event async for event in names["events"](queue)] == ["data: one\n\n", "data: two\n\n"]
 
 
 async def test_moving(capsys: pytest.CaptureFixture[str], builder: Any) -> None:
