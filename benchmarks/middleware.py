@@ -98,7 +98,7 @@ def _recorded_requests(app: RunMiddleware) -> Work:
 
     async def work(times: int) -> None:
         await requests(times)
-        await app.tracker.opening().settled()
+        await app.tracker.settled()
 
     return work
 

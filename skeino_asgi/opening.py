@@ -203,7 +203,7 @@ class Opening:
             self.finish(run, run.outcome)
 
     async def settled(self) -> None:
-        """Wait until the ends of runs that are queued now are written, or have failed for now."""
+        """Wait until the ends of runs that are queued are written, or refused for now."""
         await self._ends.settled()
 
     def _leave(self, run: Run) -> None:

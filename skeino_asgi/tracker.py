@@ -97,6 +97,16 @@ class RunTracker:
             refuse_owners_that_are_forgotten(self.settings)
         return TrackedRun(self.opening(), thread_id, owner, metadata, kwargs)
 
+    async def settled(self) -> None:
+        """Wait until the ends of all runs that have ended are written, or refused for now; for tests.
+
+        A response does not wait for the end of its run to be written.
+
+        Raises:
+            StoreUnavailableError: outside the lifespan.
+        """
+        await self.opening().settled()
+
     def opening(self) -> Opening:
         """What is open on this event loop; outside of any, in a worker thread say, the only one that is open.
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -183,6 +184,35 @@ def test_a_failing_start_up_does_not_hang_starlettes_test_client(native: bool) -
     )
     with pytest.raises(ConfigurationError, match="nosuch"), TestClient(app):
         raise AssertionError
+
+
+async def test_without_a_lifespan_the_first_request_fails_fast_and_says_why() -> None:
+    app = RunMiddleware(answering(), settings=BROKEN)
+    started = time.monotonic()
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+        for _ in range(2):  # and so does the next
+            with pytest.raises(ConfigurationError, match="nosuch"):
+                await client.post("/")
+    with pytest.raises(ConfigurationError, match="nosuch"):
+        TestClient(app).post("/")
+    assert time.monotonic() - started < 2
+
+
+def test_a_database_that_cannot_be_reached_does_not_hang_a_start_up_or_a_first_request(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file.db").write_text("this is no database, and long enough to be read as one" * 100)
+    settings = SkeinoSettings(checkpointer_scheme="sqlite", checkpointer_uri=str(tmp_path / "folder" / "file.db"))
+    app = RunMiddleware(answering(), settings=settings)
+    with pytest.raises(ConfigurationError, match="not a SQLite database"), TestClient(app):
+        raise AssertionError
+    with pytest.raises(ConfigurationError, match="not a SQLite database"):
+        TestClient(app).post("/")
+
+
+def test_starlettes_test_client_without_a_lifespan_serves_each_request_on_a_loop_of_its_own(journal: list[str]) -> None:
+    client = TestClient(RunMiddleware(answering(), settings=JOURNALLED))
+    assert client.post("/").headers["x-run-id"] != client.post("/").headers["x-run-id"]
+    assert journal == ["open", "close"] * 2
 
 
 async def test_entered_twice_on_one_loop_it_opens_once_and_closes_with_the_last(journal: list[str]) -> None:

@@ -178,6 +178,14 @@ async def test_a_pause_for_a_human_is_a_success_on_an_interrupted_thread(setting
         still = await store_of(wrapped).get_thread("t1")
         answered = await ended(store_of(wrapped), (await client.post("/yes", headers=headers)).headers["x-run-id"])
         done = await store_of(wrapped).get_thread("t1")
+        history = compiled(wrapped.tracker.checkpointer).aget_state_history({"configurable": {"thread_id": "t1"}})
+        written = [(one.metadata["run_id"], one.config["configurable"]["checkpoint_id"]) async for one in history]
+    assert asked["run_id"] != answered["run_id"]
+    for run in (asked, answered):  # the ledger says which checkpoints each wrote
+        ids = sorted(checkpoint_id for run_id, checkpoint_id in written if run_id == run["run_id"])
+        ledger = (run["checkpoint_count"], run["first_checkpoint_id"], run["last_checkpoint_id"])
+        assert ledger == (len(ids), ids[0], ids[-1])
+    assert len(written) == asked["checkpoint_count"] + answered["checkpoint_count"]
     assert (asked["status"], asked["paused"]) == ("success", True)
     assert paused is not None
     assert paused["status"] == "interrupted"

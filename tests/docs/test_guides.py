@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import inspect
 import logging
 import re
 from pathlib import Path
@@ -98,6 +99,16 @@ async def test_runs_fails_a_stream_that_ends_well_formed(builder: Any) -> None:
     assert row is not None
     assert row["error"] is not None
     assert (row["status"], row["error"]["type"]) == ("error", "ValueError")
+
+
+async def test_testing(builder: Any) -> None:
+    names = await run_python("docs/testing.md", your_application=answering(), builder=builder)
+
+    tests = [name for name in names if name.startswith("test_")]
+    assert len(tests) == 4
+    for name in tests:
+        test = names[name]
+        await test() if inspect.iscoroutinefunction(test) else await asyncio.to_thread(test)
 
 
 async def test_observability(capsys: pytest.CaptureFixture[str]) -> None:
