@@ -18,12 +18,13 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote
 
 import aiosqlite
 
 from skeino.errors import ConfigurationError, InvalidInputError, SchemaError, StoreError, StoreUnavailableError
+from skeino.persistence.group_commit import GroupCommit
 from skeino.persistence.registry import CheckpointerSpec
 from skeino.persistence.sqlite import schema
 
@@ -53,25 +54,27 @@ class SqliteDatabase:
         self._connection = writer
         self._busy_timeout = busy_timeout
         self._operation_timeout = operation_timeout
-        self._closed = False
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="skeino-sqlite")
+        self._group: GroupCommit[_Write] = GroupCommit(self._write_batch, f"The SQLite file {path}")
 
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `work` in one transaction of the writer thread; durable when this returns.
+        """Run `work` in a transaction of the writer thread; durable when this returns.
 
-        A caller that is cancelled while it waits loses the answer; the work is done wholly or not at all.
+        Works that come while another transaction is being written share the next one. Each is done wholly or not at
+        all, whatever becomes of the others. A caller that is cancelled while it waits loses the answer alone.
+
+        Args:
+            work: what to do; it may be called again, after all it did was undone.
 
         Raises:
             StoreUnavailableError: it took too long, or another process kept the file locked, or the disk failed.
             StoreError: SQLite refused it otherwise.
         """
-        if self._closed:
-            raise StoreUnavailableError(f"The SQLite file {self.path} is closed.")
-        deadline = time.monotonic() + self._busy_timeout
+        write = _Write(work, time.monotonic() + self._busy_timeout)
         with translated_errors(self.path):
             async with asyncio.timeout(self._operation_timeout):
-                loop = asyncio.get_running_loop()
-                return await loop.run_in_executor(self._thread, self._transact, work, deadline)
+                answer: T = await self._group.write(write)
+                return answer
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[None]:
@@ -89,30 +92,61 @@ class SqliteDatabase:
         async with self.reading():
             return list(await self.reader.execute_fetchall(statement, parameters))
 
-    def _transact(self, work: Callable[[sqlite3.Connection], T], deadline: float) -> T:
+    async def _write_batch(self, writes: Sequence[_Write]) -> Sequence[Any]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self._transact, writes)
+
+    def _transact(self, writes: Sequence[_Write]) -> Sequence[Any]:
         connection = self._connection
-        # From when it was asked for: the waits of those in the queue do not add up.
-        patience = max(0, round(1000 * (deadline - time.monotonic())))
+        # From when they were asked for: the waits of those in the queue do not add up.
+        patience = max(0, round(1000 * (min(write.deadline for write in writes) - time.monotonic())))
         connection.execute(f"PRAGMA busy_timeout = {patience}")
         connection.execute("BEGIN IMMEDIATE")  # a deferred one fails when it turns from reading to writing
         try:
-            result = work(connection)
+            if len(writes) == 1:
+                answers = [writes[0].work(connection)]
+            else:
+                answers = [_in_savepoint(connection, write.work) for write in writes]
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
-        return result
+        return answers
 
     async def close(self) -> None:
         """Let the writer finish what was asked of it, then close both connections."""
-        self._closed = True
+        await self._group.close()
         loop = asyncio.get_running_loop()
         try:
             await loop.run_in_executor(self._thread, self._connection.close)
         finally:
             self._thread.shutdown(wait=False)
             await self.reader.close()
+
+
+class _Write(NamedTuple):
+    work: Callable[[sqlite3.Connection], Any]
+    deadline: float
+    """By `time.monotonic()`: until then it waits for another process's write."""
+
+
+def _in_savepoint(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], Any]) -> Any:
+    """What the work results in, or the exception it raised, after which all that it did is undone.
+
+    Raises:
+        sqlite3.Error: SQLite has undone the whole transaction, as it does when the disk is full.
+    """
+    connection.execute("SAVEPOINT work")
+    try:
+        answer = work(connection)
+    except Exception as exc:
+        if not connection.in_transaction:
+            raise
+        connection.execute("ROLLBACK TO work")
+        answer = exc
+    connection.execute("RELEASE work")
+    return answer
 
 
 @asynccontextmanager
