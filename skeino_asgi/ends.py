@@ -11,7 +11,7 @@ from skeino.errors import InvalidInputError, StoreError, ThreadNotFoundError
 from skeino.persistence.protocol import MetadataStoreProtocol
 from skeino.persistence.rows import RunError, RunFinish
 from skeino.runs import Run
-from skeino_asgi.record import write_row
+from skeino_asgi.row import write_row
 from skeino_asgi.tasks import spawn
 
 logger = logging.getLogger("skeino")
@@ -76,10 +76,9 @@ class Ends:
         store = self._store
         run_id = end.finish["run_id"]
         try:
-            if end.unrecorded is not None and not await self._begin(end.unrecorded, end.finish["worker_id"]):
-                self._forget(end)
-                return True
-            end.unrecorded = None
+            if end.without_row is not None:
+                await self._begin(end.without_row, end.finish["worker_id"])
+                end.without_row = None
             if end.thread_to_attach is not None:
                 try:
                     await store.attach_thread(run_id, end.thread_to_attach, owner=end.owner)
@@ -105,13 +104,12 @@ class Ends:
         self._forget(end)
         return True
 
-    async def _begin(self, run: Run, worker_id: str) -> bool:
+    async def _begin(self, run: Run, worker_id: str) -> None:
         try:
             await write_row(run, self._store, worker_id)
         except ThreadNotFoundError:
-            logger.warning("Run %s was to be on a thread of another owner: it leaves no row.", run.run_id)
-            return False
-        return True
+            logger.warning("Run %s chose a thread of another owner: it is kept without it.", run.run_id)
+            await write_row(run, self._store, worker_id, with_thread=False)
 
     def _forget(self, end: End) -> None:
         self._due.pop(end.finish["run_id"], None)
@@ -121,15 +119,15 @@ class Ends:
 class End:
     """How a run ended, on its way to the store."""
 
-    __slots__ = ("finish", "owner", "reduced", "thread_to_attach", "unrecorded", "written")
+    __slots__ = ("finish", "owner", "reduced", "thread_to_attach", "without_row", "written")
 
     def __init__(
-        self, finish: RunFinish, thread_to_attach: str | None, owner: str | None, unrecorded: Run | None
+        self, finish: RunFinish, *, thread_to_attach: str | None, owner: str | None, without_row: Run | None
     ) -> None:
         self.finish = finish
         self.thread_to_attach = thread_to_attach
         self.owner = owner
-        self.unrecorded = unrecorded  # a run that was used but has no row yet
+        self.without_row = without_row  # a run that was used, but whose row is not written yet
         self.reduced = False
         self.written = asyncio.Event()
 

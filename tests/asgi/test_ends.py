@@ -93,7 +93,7 @@ async def test_an_end_that_is_refused_for_ever_holds_up_no_other(moody: Moody, m
             return await finish_run(finish)
 
         monkeypatch.setattr(moody, "finish_run", moody_about_one)
-        ends = [tracker.opening().finish(run, _success()) for run in (poisoned, other)]
+        ends = [tracker.openings.here().finish(run, _success()) for run in (poisoned, other)]
         assert ends[0] is not None
         assert ends[1] is not None
         await asyncio.sleep(0)
@@ -111,7 +111,7 @@ async def test_one_end_that_fails_at_shutdown_holds_up_no_other(moody: Moody) ->
         started = [await run.__aenter__() for run in runs]
         moody.failures = [StoreError("refused")] * 6  # all four at first, then two of them at shutdown
         for run in runs[:3]:
-            opening = tracker.opening()
+            opening = tracker.openings.here()
             opening.finish(started[runs.index(run)], _success())
     rows = [await moody.get_run(run.run_id) for run in started]
     assert [row is not None and row["status"] != "running" for row in rows] == [True] * 4
