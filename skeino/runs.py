@@ -28,6 +28,9 @@ logger = logging.getLogger("skeino")
 LOOP_PATIENCE: Final = 0.25
 """Seconds after which an event loop that does not move is taken for one that a graph's `invoke` blocks."""
 
+ROW_PATIENCE: Final = 10.0
+"""The same where nothing can be done without the event loop, which may just be busy."""
+
 STORE_PATIENCE: Final = 60.0
 """Seconds that a graph's worker thread waits for the metadata store."""
 
@@ -83,7 +86,6 @@ class Run:
         "_must_attach",
         "_owner",
         "_request_id",
-        "_row_comes_at_the_end",
         "_run_id",
         "_status",
         "_store",
@@ -128,7 +130,7 @@ class Run:
         self._failure: BaseException | str | None = None
         self._ledger: Ledger | None = None
         self._metadata: dict[str, Any] | None = None
-        self._must_attach = self._row_comes_at_the_end = self._used = False
+        self._must_attach = self._used = False
         self._status: RunStatus = "running"
 
     def __repr__(self) -> str:
@@ -281,11 +283,11 @@ class Run:
             await self.write_row(self)
 
     def _ensure_row_blocking(self) -> None:
-        if self.write_row is not None and not self._row_comes_at_the_end:
-            self._used = True
-            self._row_comes_at_the_end = self._wait(
-                self._ensure_row()
-            )  # nobody can wait for the row: the end writes it
+        if self.write_row is not None and self._wait(self._ensure_row(), ROW_PATIENCE):
+            raise InvalidInputError(
+                "With record='on_use', a graph's synchronous methods cannot wait for the run's row on the event loop: "
+                "use ainvoke or astream, or asyncio.to_thread(graph.invoke, ...)."
+            )
 
     # ── Threads ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -366,7 +368,7 @@ class Run:
     def _must_check(self, thread_id: str) -> bool:
         return self._guarded and thread_id not in self._attached and thread_id not in self._allowed
 
-    def _wait(self, coroutine: Coroutine[Any, Any, None]) -> bool:
+    def _wait(self, coroutine: Coroutine[Any, Any, None], patience: float = LOOP_PATIENCE) -> bool:
         """Run the coroutine from a worker thread; True when that cannot be, and the row is settled at the end.
 
         It cannot be where a graph's `invoke` is called on the event loop, which then stands still: in its own
@@ -376,7 +378,7 @@ class Run:
             running: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
         except RuntimeError:
             running = None
-        if running is not self._loop and self._loop_moves():
+        if running is not self._loop and self._loop_moves(patience):
             try:
                 asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(STORE_PATIENCE)
             except concurrent.futures.TimeoutError as exc:
@@ -391,13 +393,13 @@ class Run:
                 "A graph's synchronous methods cannot check a thread's owner on the event loop: use ainvoke or astream."
             )
 
-    def _loop_moves(self) -> bool:
+    def _loop_moves(self, patience: float) -> bool:
         moved = threading.Event()
         try:
             self._loop.call_soon_threadsafe(moved.set)
         except RuntimeError:  # it is closed
             return False
-        return moved.wait(LOOP_PATIENCE)
+        return moved.wait(patience)
 
     def _learn(self, thread_id: str) -> None:
         if self._thread_id is None:

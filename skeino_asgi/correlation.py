@@ -30,13 +30,13 @@ def header_name(name: str) -> bytes:
 
 
 def valid_request_id(value: bytes | None) -> str | None:
-    """The id, if it is one: up to 128 letters, digits and `._:/+=@~-`. Anything else is ignored, not repaired."""
+    """The id, if it is well-formed: up to 128 letters, digits and `._:/+=@~-`. All else is ignored."""
     text = (value or b"").decode("latin-1")
     return text if _REQUEST_ID.fullmatch(text) else None
 
 
 def valid_traceparent(value: bytes | None) -> str | None:
-    """The trace context, if it is one; the parts that a later version may add are left out.
+    """The trace context, if it is well-formed; the parts that a later version may add are left out.
 
     https://www.w3.org/TR/trace-context/#traceparent-header
     """

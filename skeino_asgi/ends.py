@@ -29,12 +29,18 @@ class Ends:
         self._due: dict[str, End] = {}
         self._writes: set[asyncio.Task[None]] = set()
         self._retrying: asyncio.Task[None] | None = None
+        self._closed = False
 
     def __len__(self) -> int:
         return len(self._due)
 
     def add(self, end: End) -> None:
         """Queue an end. It is in the queue when this returns, so that a cancelled request, too, leaves its end."""
+        if self._closed:
+            logger.warning("The end of run %s came after the store was closed.", end.finish["run_id"])
+            end.lost = True
+            end.written.set()
+            return
         self._due[end.finish["run_id"]] = end
         task = spawn(self._write(end), "skeino end of run")
         self._writes.add(task)
@@ -53,6 +59,10 @@ class Ends:
         for end in list(self._due.values()):  # its task was cancelled, or the store was away
             await self._settle(end)
 
+    def close(self) -> None:
+        """Take no more: the store is about to be closed."""
+        self._closed = True
+
     async def _write(self, end: End) -> None:
         if not await self._settle(end) and self._retrying is None:
             self._retrying = spawn(self._retry(), "skeino ends of runs")
@@ -60,16 +70,19 @@ class Ends:
     async def _retry(self) -> None:
         """Try what is not written yet, again and again, until nothing is left."""
         delay = FIRST_RETRY
-        while self._due:
-            await asyncio.sleep(delay * random.uniform(0.5, 1.0))
-            delay = min(2 * delay, LAST_RETRY)
-            for end in list(self._due.values()):
-                if not await self._settle(end):
-                    # The store is still away, most likely: no need to ask for each. But the next time others come
-                    # first, so that one that is refused for ever holds up nobody.
-                    self._due[end.finish["run_id"]] = self._due.pop(end.finish["run_id"])
-                    break
-        self._retrying = None
+        try:
+            while self._due:
+                await asyncio.sleep(delay * random.uniform(0.5, 1.0))
+                delay = min(2 * delay, LAST_RETRY)
+                for run_id, end in list(self._due.items()):
+                    if not await self._settle(end):
+                        # The store is still away, most likely: no need to ask for each. But the next time others come
+                        # first, so that one that is refused for ever holds up nobody.
+                        if self._due.pop(run_id, None) is not None:  # else its own first attempt came through
+                            self._due[run_id] = end
+                        break
+        finally:
+            self._retrying = None
 
     async def _settle(self, end: End) -> bool:
         """Write one end; False if that is worth another attempt."""
@@ -119,7 +132,7 @@ class Ends:
 class End:
     """How a run ended, on its way to the store."""
 
-    __slots__ = ("finish", "owner", "reduced", "thread_to_attach", "without_row", "written")
+    __slots__ = ("finish", "lost", "owner", "reduced", "thread_to_attach", "without_row", "written")
 
     def __init__(
         self, finish: RunFinish, *, thread_to_attach: str | None, owner: str | None, without_row: Run | None
@@ -128,6 +141,7 @@ class End:
         self.thread_to_attach = thread_to_attach
         self.owner = owner
         self.without_row = without_row  # a run that was used, but whose row is not written yet
+        self.lost = False  # it came too late
         self.reduced = False
         self.written = asyncio.Event()
 

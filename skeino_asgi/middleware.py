@@ -43,7 +43,7 @@ UNTRACKED_METHODS: Final = frozenset({"HEAD", "OPTIONS"})
 READING_METHODS: Final = frozenset({"GET", "DELETE"})
 """They create no thread, and do not make it busy."""
 
-_SCOPE_KEY: Final = "skeino.run"  # in the scope of a request that a RunMiddleware has seen already
+_SCOPE_KEY: Final = "skeino.middleware"  # in the scope: the one that has seen the request already
 
 Resolver = Callable[[HTTPConnection], "Awaitable[str | None] | str | None"]
 Headers = dict[bytes, bytes | None]
@@ -53,7 +53,8 @@ Headers = dict[bytes, bytes | None]
 class RunMiddleware:
     """Makes every request a run, around any ASGI application, its lifespan included.
 
-    Native to a framework, it shares a tracker with the application's lifespan: pass `tracker=`.
+    Native to a framework, it shares a tracker with the application's lifespan: pass `tracker=`. Where one stands within
+    another, a request is one run, the outer one's, whose arguments count.
 
     Args:
         app: the application.
@@ -72,8 +73,8 @@ class RunMiddleware:
             reads or writes, or at the end, if the handler used the run in another way (took its config, added
             metadata, called `fail()`). A request that does neither leaves no row, though its answer has `X-Run-ID`.
         on_disconnect: when the client leaves before the response is complete, `"continue"` lets the handler finish,
-            `"cancel"` cancels it (LangGraph's words). The run is `interrupted` either way, if it was noticed; with
-            `"cancel"` it always is. WebSockets are left to their handlers.
+            `"cancel"` cancels it (LangGraph's words) once that is noticed; docs/endings.md says what is not. WebSockets
+            are left to their handlers.
         track_websockets: make each WebSocket connection a run, from its first message to its end. Without it,
             `tracker.run()` makes one of whatever it encloses, a message say.
         request_id_header: the header with the id that the client, or a proxy, gave the request; kept with the run as
@@ -117,6 +118,11 @@ class RunMiddleware:
             )
         if owner is not None:
             refuse_owners_that_are_forgotten(self.tracker.settings)
+        if record == "on_use" and self.tracker.settings.on_store_error != "reject":
+            raise ConfigurationError(
+                "record='on_use' needs on_store_error='reject': when its graph first finds the store away, a request "
+                "can no longer be served without a run."
+            )
         self._thread_id = thread_id
         self._thread_path = None if thread_path is None else compiled_template(thread_path)
         self._owner = owner
@@ -134,10 +140,13 @@ class RunMiddleware:
         if kind == "lifespan":
             await run_lifespan(self.app, self.tracker, scope, receive, send)
             return
-        if kind not in ("http", "websocket") or _SCOPE_KEY in scope:
+        if kind not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        scope[_SCOPE_KEY] = True
+        if (outer := scope.get(_SCOPE_KEY)) is not None and not self._guards_within(outer, scope):
+            await self.app(scope, receive, send)
+            return
+        scope[_SCOPE_KEY] = self
         is_run = scope["method"] not in UNTRACKED_METHODS if kind == "http" else self._tracks_websockets
         # Always set, to None as well: servers start a keep-alive connection's next request in the last one's context.
         token = current_run_var.set(None)
@@ -214,6 +223,25 @@ class RunMiddleware:
             await self._serve_untracked(scope, receive, send)
         finally:
             guard_var.reset(token)
+
+    def _guards_within(self, outer: RunMiddleware, scope: Scope) -> bool:
+        """Whether a request that another one has seen must be asked for its owner here.
+
+        Raises:
+            ConfigurationError: that one has made it a run of nobody's already, or of another place.
+        """
+        if self.tracker is not outer.tracker and self.tracker.settings != outer.tracker.settings:
+            raise ConfigurationError(
+                "A RunMiddleware stands within another one with other settings: share one tracker, or leave one out."
+            )
+        if self._owner is None or outer._owner is not None:
+            return False
+        if scope["state"]["run"] is not None:
+            raise ConfigurationError(
+                "A RunMiddleware with owner= stands within one that has none and has let the request pass: give owner= "
+                "to the outer one, or leave that out."
+            )
+        return True
 
     async def _serve_untracked(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

@@ -27,6 +27,8 @@ logger = logging.getLogger("skeino")
 DRAIN_TIMEOUT: Final = 10.0
 """Seconds that closing waits for the ends of runs to be written."""
 
+STOPPED: Final = "The server stopped before the run ended."
+
 GRACE: Final = 1.0
 """Seconds that closing waits for runs that are being cancelled at that very moment."""
 
@@ -38,12 +40,14 @@ class Opening:
     request's context variables and no cancel scope is left in another task than it was entered in.
     """
 
-    def __init__(self, settings: SkeinoSettings) -> None:
+    def __init__(self, settings: SkeinoSettings, when_closed: Callable[[Opening], None]) -> None:
         self.loop = asyncio.get_running_loop()
+        self.process_id = os.getpid()
         self.worker_id = f"{socket.gethostname()[:100]}-{os.getpid()}-{new_id()}"
         self.users = 0
         self.closing = False
         self._settings = settings
+        self._when_closed = when_closed
         self.state: dict[str, Any] = {}
         """What `request.state` gets, but for the run; empty until it is open."""
         self._close = asyncio.Event()
@@ -161,6 +165,8 @@ class Opening:
         It does not wait, so that a cancelled request, too, leaves its end in the queue. None for a run without a row
         that nobody used: it leaves no trace.
         """
+        if self.closing and not run.active and run.outcome is None:
+            return None  # closing has ended it already
         if run.failure is not None and (outcome.status == "success" or is_http_error(outcome)):
             outcome = reported(run.failure, outcome.http_status)
         run.end(outcome.status)
@@ -244,6 +250,8 @@ class Opening:
                 raise
             self._ready.set_exception(exc)
             self._ready.exception()  # retrieved, in case nobody waits any more
+        finally:
+            self._when_closed(self)
 
     async def _drain(self, store: MetadataStoreProtocol) -> None:
         """Write what is due; then end the runs that are still active as interrupted."""
@@ -254,14 +262,18 @@ class Opening:
                     waiting = asyncio.ensure_future(self._idle.wait())
                     await asyncio.wait([waiting], timeout=GRACE)
                     waiting.cancel()
+                for run in [run for run in self._active if run.write_row is not None and run.used]:
+                    self.finish(run, interrupted("shutdown", STOPPED))
                 while self._rows_being_written:
                     await asyncio.wait(list(self._rows_being_written.values()))
                 await self._ends.drain()
-                error = RunError(code="shutdown", type=None, message="The server stopped before the run ended.")
+                error = RunError(code="shutdown", type=None, message=STOPPED)
                 if number := await store.interrupt_runs(self.worker_id, error):
                     logger.warning("%d runs were active at shutdown and ended as interrupted.", number)
         except (TimeoutError, StoreError) as exc:
             logger.error("Not all runs could be ended at shutdown, %d ends are due: %s", len(self._ends), exc)
+        finally:
+            self._ends.close()
 
 
 def _shutting_down() -> StoreUnavailableError:

@@ -97,11 +97,10 @@ class Openings:
 
     def _begin(self) -> Opening:
         self._latest = None
-        opening = self._by_loop[asyncio.get_running_loop()] = Opening(self._settings)
+        opening = self._by_loop[asyncio.get_running_loop()] = Opening(self._settings, self._drop)
         return opening
 
     def _drop(self, opening: Opening) -> None:
-        loop = asyncio.get_running_loop()
         self._latest = None
-        if self._by_loop.get(loop) is opening:
-            del self._by_loop[loop]
+        if self._by_loop.get(opening.loop) is opening:
+            del self._by_loop[opening.loop]

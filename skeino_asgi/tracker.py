@@ -166,6 +166,8 @@ class TrackedRun:
         with suppress(TimeoutError):
             async with asyncio.timeout(FINISH_PATIENCE):
                 await end.written.wait()
+        if exc is None and end.lost:
+            raise StoreUnavailableError(f"The end of run {self._run.run_id} came after the tracker was closed.")
         if exc is None and not end.written.is_set():
             raise StoreUnavailableError(
                 f"The end of run {self._run.run_id} is not written yet: it is tried again while the process lives."

@@ -54,7 +54,7 @@ async def test_a_requests_id_and_trace_are_kept_and_found(settings: SkeinoSettin
 
 
 @pytest.mark.parametrize("value", ["", "two words", "a" * 129, "line\tbreak", 'quo"te', "é"])
-async def test_a_request_id_that_is_none_is_ignored(value: str) -> None:
+async def test_a_malformed_request_id_is_ignored(value: str) -> None:
     row = await row_after(answering(), [(b"x-request-id", value.encode())])
     assert (row["status"], row["metadata"]) == ("success", {})
 
@@ -71,7 +71,7 @@ async def test_a_request_id_that_is_none_is_ignored(value: str) -> None:
         "nonsense",
     ],
 )
-async def test_a_trace_context_that_is_none_is_ignored(value: str) -> None:
+async def test_a_malformed_trace_context_is_ignored(value: str) -> None:
     assert (await row_after(answering(), {"traceparent": value}))["metadata"] == {}
 
 
@@ -80,7 +80,7 @@ async def test_a_trace_context_of_a_later_version_is_read_as_far_as_it_is_known(
     assert row["kwargs"]["traceparent"] == f"01-{TRACE}-00f067aa0ba902b7-01"
 
 
-async def test_headers_that_stand_twice_say_nothing() -> None:
+async def test_repeated_headers_are_ignored() -> None:
     twice = [(b"x-request-id", b"a"), (b"x-request-id", b"b"), (b"traceparent", TRACEPARENT.encode())] * 2
     assert (await row_after(answering(), twice))["metadata"] == {}
 

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import sqlite3
+import subprocess
+import sys
+import weakref
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +24,7 @@ from skeino_asgi import RunMiddleware, RunTracker, combine_lifespans
 from tests.asgi.conftest import answering, connected, ended, store_of
 from tests.http_client import httpx
 
+ROOT = Path(__file__).parents[2]
 BROKEN = SkeinoSettings(checkpointer_scheme="nosuch")
 
 
@@ -360,3 +366,60 @@ async def test_while_closing_new_requests_are_refused_with_a_retry_after(journal
         assert (await slow).status_code == 200
         await closing
     assert journal == ["open", "close"]
+
+
+LOOP_THAT_JUST_STOPS = """
+import asyncio, multiprocessing, sqlite3, sys
+from skeino import SkeinoSettings
+from skeino_asgi import RunMiddleware
+
+async def app(scope, receive, send):
+    started.set()
+    await asyncio.sleep(60)
+
+async def main():
+    global request
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
+    request = asyncio.get_running_loop().create_task(wrapped(scope, None, None))  # kept: it is at work at the end
+    await started.wait()
+
+def status():
+    with sqlite3.connect(sys.argv[1]) as connection:
+        return connection.execute("SELECT status FROM app_runs").fetchall()
+
+started = asyncio.Event()
+settings = SkeinoSettings(checkpointer_scheme="sqlite", checkpointer_uri=sys.argv[1])
+wrapped = RunMiddleware(app, settings=settings)
+asyncio.new_event_loop().run_until_complete(main())
+child = multiprocessing.get_context("fork").Process(target=print, args=("child",))
+child.start()
+child.join()
+print(*status()[0])
+"""
+
+
+def test_the_end_of_a_process_whose_loop_just_stopped_closes_and_that_of_its_forked_child_does_not(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "skeino.db"
+    command = [sys.executable, "-c", LOOP_THAT_JUST_STOPS, str(file)]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert process.stdout.split() == ["child", "running"], process.stderr
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        assert connection.execute("SELECT status FROM app_runs").fetchall() == [("interrupted",)]
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["skeino.db"]  # no write-ahead log is left
+
+
+def test_an_event_loop_that_has_ended_is_not_kept() -> None:
+    app = RunMiddleware(answering(), settings=SkeinoSettings())
+    loops: list[weakref.ref[Any]] = []
+
+    async def main() -> None:
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+            assert (await client.post("/")).status_code == 200
+
+    for _ in range(3):
+        asyncio.run(main())
+    gc.collect()
+    assert [one() for one in loops] == [None] * 3

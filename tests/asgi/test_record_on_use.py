@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from skeino import SkeinoSettings, StoreUnavailableError, current_run
+from skeino import ConfigurationError, InvalidInputError, SkeinoSettings, StoreUnavailableError, current_run
 from skeino.persistence import RunRow, open_persistence
 from skeino_asgi import RunMiddleware
 from tests.asgi.conftest import answering, connected, ended, store_of
@@ -128,20 +129,9 @@ async def test_many_at_once_write_the_row_once_though_the_first_of_them_is_cance
 
 
 async def test_a_graphs_synchronous_methods_use_it_as_well(settings: SkeinoSettings) -> None:
-    await _used_by_invoke(settings, threaded=True)
-
-
-async def test_synchronous_methods_on_the_event_loop_leave_the_row_to_the_runs_end() -> None:
-    await _used_by_invoke(SkeinoSettings(), threaded=False)
-
-
-async def _used_by_invoke(settings: SkeinoSettings, *, threaded: bool) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         graph, config = compiled(scope["state"]["checkpointer"]), scope["state"]["run"].config
-        if threaded:
-            await asyncio.to_thread(graph.invoke, {"words": ["a"]}, config)
-        else:
-            graph.invoke({"words": ["a"]}, config)
+        await asyncio.to_thread(graph.invoke, {"words": ["a"]}, config)
         await answering()(scope, receive, send)
 
     wrapped = wrapping(app, settings)
@@ -149,6 +139,43 @@ async def _used_by_invoke(settings: SkeinoSettings, *, threaded: bool) -> None:
         response = await client.post("/", headers={"X-Thread-ID": "t1"})
         row = await written(wrapped, response.headers["x-run-id"])
     assert (row["status"], row["thread_id"], row["checkpoint_count"]) == ("success", "t1", 3)
+
+
+async def test_a_busy_event_loop_is_waited_for() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        graph, config = compiled(scope["state"]["checkpointer"]), scope["state"]["run"].config
+        work = asyncio.create_task(asyncio.to_thread(graph.invoke, {"words": ["a"]}, config))
+        await asyncio.sleep(0.01)
+        time.sleep(0.5)  # noqa: ASYNC251 (it is busy)
+        await work
+        await answering()(scope, receive, send)
+
+    wrapped = wrapping(app, SkeinoSettings())
+    async with connected(wrapped) as client:
+        response = await client.post("/", headers={"X-Thread-ID": "t1"})
+        assert (await written(wrapped, response.headers["x-run-id"]))["checkpoint_count"] == 3
+
+
+async def test_synchronous_methods_on_the_event_loop_cannot_wait_for_the_row_and_write_nothing() -> None:
+    """Whose thread it is could not be asked either."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        graph, config = compiled(scope["state"]["checkpointer"]), scope["state"]["run"].config
+        with pytest.raises(InvalidInputError, match="use ainvoke or astream"):
+            graph.invoke({"words": ["a"]}, config)
+        await answering()(scope, receive, send)
+
+    wrapped = wrapping(app, SkeinoSettings())
+    async with connected(wrapped) as client:
+        await store_of(wrapped).create_thread("adas", owner="ada")
+        await client.post("/", headers={"X-Thread-ID": "adas"})
+        config: Any = {"configurable": {"thread_id": "adas"}}
+        assert await wrapped.tracker.checkpointer.aget_tuple(config) is None
+
+
+def test_a_request_cannot_be_served_without_a_run_once_it_has_begun() -> None:
+    with pytest.raises(ConfigurationError, match="on_store_error"):
+        wrapping(answering(), SkeinoSettings(on_store_error="untracked"))
 
 
 async def test_a_task_that_outlives_its_unused_request_leaves_an_ended_run(settings: SkeinoSettings) -> None:
@@ -240,13 +267,16 @@ async def test_a_run_that_failed_on_another_owners_thread_keeps_its_row(settings
     assert (row["status"], row["thread_id"]) == ("error", None)
 
 
-async def test_shutdown_ends_the_run_that_was_used_and_forgets_the_one_that_was_not(tmp_path: Path) -> None:
+@pytest.mark.parametrize("use", ["config", "graph"])
+async def test_shutdown_ends_the_run_that_was_used_and_forgets_the_one_that_was_not(tmp_path: Path, use: str) -> None:
     settings = SkeinoSettings(checkpointer_scheme="sqlite", checkpointer_uri=str(tmp_path / "skeino.db"))
     begun, never = asyncio.Event(), asyncio.Event()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["path"] == "/used":
-            await compiled(scope["state"]["checkpointer"]).aget_state(scope["state"]["run"].config)
+            config = scope["state"]["run"].config
+            if use == "graph":
+                await compiled(scope["state"]["checkpointer"]).aget_state(config)
         begun.set()
         await never.wait()
 
