@@ -22,7 +22,10 @@ BEGIN, END = "<!-- written by python -m benchmarks --write: begin -->\n", "<!-- 
 
 
 def main() -> None:
-    arguments = _parser().parse_args()
+    parser = _parser()
+    arguments = parser.parse_args()
+    if arguments.rounds < 2 or arguments.times < 1:
+        parser.error("at least 2 rounds of 1 request are needed")
     figures = asyncio.run(_middleware(arguments.rounds, arguments.times))
     result = {
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -25,7 +25,8 @@ from typing import Annotated, TypedDict
 
 from django.conf import settings
 from django.core.asgi import get_asgi_application
-from django.http import HttpRequest, JsonResponse
+from django.core.handlers.asgi import ASGIRequest
+from django.http import JsonResponse
 from django.urls import path
 from django.views.decorators.http import require_GET, require_POST
 from langgraph.graph import END, START, StateGraph
@@ -49,7 +50,7 @@ builder.add_edge("answer", END)
 
 
 @require_POST
-async def add_message(request: HttpRequest, thread_id: str) -> JsonResponse:
+async def add_message(request: ASGIRequest, thread_id: str) -> JsonResponse:
     state = request.scope["state"]
     graph = builder.compile(checkpointer=state["checkpointer"])
     result = await graph.ainvoke({"messages": [request.body.decode()]}, state["run"].config)
@@ -57,7 +58,7 @@ async def add_message(request: HttpRequest, thread_id: str) -> JsonResponse:
 
 
 @require_GET
-async def look(request: HttpRequest, thread_id: str) -> JsonResponse:
+async def look(request: ASGIRequest, thread_id: str) -> JsonResponse:
     store = request.scope["state"]["metadata_store"]
     thread = await store.get_thread(thread_id)
     runs = await store.search_runs(thread_id=thread_id)

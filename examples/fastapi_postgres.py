@@ -36,7 +36,7 @@ from pydantic import BaseModel
 from starlette.requests import HTTPConnection
 
 from skeino_asgi import RunMiddleware, RunTracker, combine_lifespans
-from skeino_asgi.fastapi import CurrentRun, MetadataStore
+from skeino_asgi.fastapi import CurrentMetadataStore, CurrentRun
 
 
 class State(TypedDict):
@@ -92,7 +92,7 @@ async def decision(request: Request, run: CurrentRun, order_id: str, decision: D
 
 
 @app.get("/orders/{order_id}")
-async def look(store: MetadataStore, order_id: str) -> dict[str, Any]:
+async def look(store: CurrentMetadataStore, order_id: str) -> dict[str, Any]:
     thread = await store.get_thread(order_id)
     runs = await store.search_runs(thread_id=order_id)
     wrote = [run["status"] for run in runs if run["checkpoint_count"]]  # without those that only looked

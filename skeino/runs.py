@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Set
@@ -22,8 +23,13 @@ if TYPE_CHECKING:
 
     from skeino.persistence.rows import RunStatus, ThreadRow
 
+logger = logging.getLogger("skeino")
+
 LOOP_PATIENCE: Final = 0.25
 """Seconds after which an event loop that does not move is taken for one that a graph's `invoke` blocks."""
+
+ROW_PATIENCE: Final = 10.0
+"""The same where nothing can be done without the event loop, which may just be busy."""
 
 STORE_PATIENCE: Final = 60.0
 """Seconds that a graph's worker thread waits for the metadata store."""
@@ -61,9 +67,9 @@ class RunStore(Protocol):
 class Run:
     """One run in progress: a request, or whatever `tracker.run()` encloses.
 
-    Application code reads `run_id`, `thread_id`, `owner`, `config`, `status`, `active`, `request_id`, `traceparent`
-    and `ledger`, may set `thread_id` once, may add to `metadata` (JSON values), which is kept with the run's row when
-    it ends, and may call `fail()`. The other methods are for trackers and savers.
+    Application code reads `run_id`, `thread_id`, `owner`, `config`, `status`, `active`, `started_at`, `request_id`,
+    `traceparent`, `trace_id` and `ledger`, may set `thread_id` once, may add to `metadata` (JSON values), which is
+    kept with the run's row when it ends, and may call `fail()`. The rest is for trackers and savers.
     """
 
     __slots__ = (
@@ -79,36 +85,33 @@ class Run:
         "_metadata",
         "_must_attach",
         "_owner",
-        "_recorded_at_end",
+        "_request_id",
         "_run_id",
         "_status",
         "_store",
         "_thread_id",
+        "_traceparent",
         "_used",
         "describe",
         "minted_thread_id",
         "outcome",
-        "record",
-        "request_id",
-        "traceparent",
+        "write_row",
     )
 
     def __init__(
         self,
         thread_id: str | None = None,
         owner: str | None = None,
-        store: RunStore | None = None,
         guarded: bool = False,
         creates_thread: bool = True,
         request_id: str | None = None,
         traceparent: str | None = None,
+        store: RunStore | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
-        self.request_id = request_id
-        """The id that whoever sent the request gave it (`X-Request-ID`), if it is one."""
-        self.traceparent = traceparent
-        """The W3C trace context that the run belongs to: `00-<trace id>-<span id>-<flags>`."""
-        self._run_id = new_id()
+        self._request_id = request_id
+        self._traceparent = traceparent
+        self._run_id = str(uuid7())
         self._owner = owner if owner is None else validate_id(owner, "owner")
         self._began = time.time()
         self._thread_id = thread_id if thread_id is None else validate_thread_id(thread_id)
@@ -117,17 +120,17 @@ class Run:
         self._creates_thread = creates_thread
         self._loop = loop or asyncio.get_running_loop()
         self.minted_thread_id = False
-        self.record: Callable[[Run], Awaitable[None]] | None = None
+        self.write_row: Callable[[Run], Awaitable[None]] | None = None
         """Writes the run's row, where that waits until a saver reads or writes for it; None once it is written."""
         self.describe: Callable[[], tuple[Mapping[str, Any], Mapping[str, Any] | None]] | None = None
         """Says with which `metadata` and `kwargs` that row begins."""
-        self.outcome: Any = None
+        self.outcome: Any = None  # skeino_asgi's own
         """The tracker's own account of how a run ended that has no row."""
         self._attached = self._allowed = _NO_THREADS
         self._failure: BaseException | str | None = None
         self._ledger: Ledger | None = None
         self._metadata: dict[str, Any] | None = None
-        self._must_attach = self._recorded_at_end = self._used = False
+        self._must_attach = self._used = False
         self._status: RunStatus = "running"
 
     def __repr__(self) -> str:
@@ -159,9 +162,19 @@ class Run:
         return self.status in ("pending", "running")
 
     @property
+    def request_id(self) -> str | None:
+        """What the sender of the request calls it (`X-Request-ID`), where that is well-formed."""
+        return self._request_id
+
+    @property
+    def traceparent(self) -> str | None:
+        """The W3C trace context that the run belongs to: `00-<trace id>-<span id>-<flags>`."""
+        return self._traceparent
+
+    @property
     def trace_id(self) -> str | None:
         """The trace that the run belongs to: 32 hexadecimal digits of `traceparent`."""
-        return None if self.traceparent is None else self.traceparent.split("-", 2)[1]
+        return None if self._traceparent is None else self._traceparent.split("-", 2)[1]
 
     @property
     def ledger(self) -> Ledger:
@@ -189,8 +202,17 @@ class Run:
         until the request has ended; the first reason is kept, and an exception that is raised after it counts more.
 
         Args:
-            reason: the exception, or a sentence; in the row it is scrubbed and bounded.
+            reason: the exception, or a sentence; in the row it is scrubbed and bounded. A cancellation makes the run
+                `interrupted`.
+
+        Raises:
+            InvalidInputError: it is neither.
         """
+        given: object = reason
+        if not isinstance(given, BaseException | str) or given == "" or (isinstance(given, str) and given.isspace()):
+            raise InvalidInputError("run.fail() takes an exception, or a sentence that says what went wrong.")
+        if not self.active:
+            logger.warning("run.fail() came after the end of run %s, whose row has been closed.", self.run_id)
         self._used = True
         if self._failure is None:
             self._failure = reason
@@ -255,15 +277,17 @@ class Run:
         """Whether its row says more than that there was a request: somebody took its config, added metadata …"""
         return self._used or bool(self._metadata)
 
-    async def _recorded(self) -> None:
-        if self.record is not None:
+    async def _ensure_row(self) -> None:
+        if self.write_row is not None:
             self._used = True
-            await self.record(self)
+            await self.write_row(self)
 
-    def _recorded_blocking(self) -> None:
-        if self.record is not None and not self._recorded_at_end:
-            self._used = True
-            self._recorded_at_end = self._wait(self._recorded())  # nobody can wait for the row: the end writes it
+    def _ensure_row_blocking(self) -> None:
+        if self.write_row is not None and self._wait(self._ensure_row(), ROW_PATIENCE):
+            raise InvalidInputError(
+                "With record='on_use', a graph's synchronous methods cannot wait for the run's row on the event loop: "
+                "use ainvoke or astream, or asyncio.to_thread(graph.invoke, ...)."
+            )
 
     # ── Threads ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -280,7 +304,7 @@ class Run:
             ThreadNotFoundError: it belongs to another owner.
             StoreUnavailableError: the metadata store does not answer.
         """
-        await self._recorded()
+        await self._ensure_row()
         if thread_id in self._attached:
             return
         if self._store is not None:
@@ -294,7 +318,7 @@ class Run:
         Raises:
             ThreadNotFoundError: it belongs to another owner.
         """
-        await self._recorded()
+        await self._ensure_row()
         await self.check_owner(thread_id)
         self._learn(thread_id)
 
@@ -321,7 +345,7 @@ class Run:
 
     def allow_write_blocking(self, thread_id: str) -> None:
         """`allow_write` for a saver's synchronous methods."""
-        self._recorded_blocking()
+        self._ensure_row_blocking()
         if thread_id not in self._attached and self._wait(self.allow_write(thread_id)):
             self._refuse_if_guarded()
             self._learn(thread_id)
@@ -332,7 +356,7 @@ class Run:
 
     def allow_read_blocking(self, thread_id: str) -> None:
         """`allow_read` for a saver's synchronous methods."""
-        self._recorded_blocking()
+        self._ensure_row_blocking()
         self.check_owner_blocking(thread_id)
         self._learn(thread_id)
 
@@ -344,7 +368,7 @@ class Run:
     def _must_check(self, thread_id: str) -> bool:
         return self._guarded and thread_id not in self._attached and thread_id not in self._allowed
 
-    def _wait(self, coroutine: Coroutine[Any, Any, None]) -> bool:
+    def _wait(self, coroutine: Coroutine[Any, Any, None], patience: float = LOOP_PATIENCE) -> bool:
         """Run the coroutine from a worker thread; True when that cannot be, and the row is settled at the end.
 
         It cannot be where a graph's `invoke` is called on the event loop, which then stands still: in its own
@@ -354,7 +378,7 @@ class Run:
             running: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
         except RuntimeError:
             running = None
-        if running is not self._loop and self._loop_moves():
+        if running is not self._loop and self._loop_moves(patience):
             try:
                 asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(STORE_PATIENCE)
             except concurrent.futures.TimeoutError as exc:
@@ -369,13 +393,13 @@ class Run:
                 "A graph's synchronous methods cannot check a thread's owner on the event loop: use ainvoke or astream."
             )
 
-    def _loop_moves(self) -> bool:
+    def _loop_moves(self, patience: float) -> bool:
         moved = threading.Event()
         try:
             self._loop.call_soon_threadsafe(moved.set)
         except RuntimeError:  # it is closed
             return False
-        return moved.wait(LOOP_PATIENCE)
+        return moved.wait(patience)
 
     def _learn(self, thread_id: str) -> None:
         if self._thread_id is None:

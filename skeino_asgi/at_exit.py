@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import logging
+import os
 import threading
 from functools import cache
 from typing import Final
@@ -32,15 +33,16 @@ def close_at_exit(opening: Opening) -> None:
 @cache
 def _register() -> None:
     # Not the public atexit, where there is a choice: that comes after the interpreter has waited for all threads,
-    # which the drivers' own never leave while a database is open, and has shut down the executors.
+    # which the drivers' own never leave while a database is open, and has shut down the executors. CPython has this
+    # since 3.9, for concurrent.futures; without it such a process would have to be stopped twice.
     getattr(threading, "_register_atexit", atexit.register)(_close_all)
 
 
 def _close_all() -> None:
     for opening in list(_open):
         loop = opening.loop
-        if loop.is_closed() or loop.is_running():
-            continue
+        if opening.process_id != os.getpid() or loop.is_closed() or loop.is_running():
+            continue  # a forked child's connections and runs are its parent's
         try:
             loop.run_until_complete(asyncio.wait_for(opening.close(), PATIENCE))
         except Exception as exc:

@@ -6,24 +6,37 @@ import re
 import sys
 from typing import Any, Final
 
+from skeino.errors import ConfigurationError
 from skeino.runs import Run
 
 CONVERSATION: Final = "gen_ai.conversation.id"
 """OpenTelemetry's attribute for a thread:
 https://opentelemetry.io/docs/specs/semconv/registry/attributes/gen-ai/"""
 
+_TOKEN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/+=@~-]{1,128}")
 _TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
+def header_name(name: str) -> bytes:
+    """A header's name as a scope has it.
+
+    Raises:
+        ConfigurationError: it is no name of a header (RFC 9110, section 5.1).
+    """
+    if not _TOKEN.fullmatch(name):
+        raise ConfigurationError(f"request_id_header must be a header's name, 'X-Request-ID' say, not {name!r}.")
+    return name.lower().encode()
+
+
 def valid_request_id(value: bytes | None) -> str | None:
-    """The id, if it is one: up to 128 letters, digits and `._:/+=@~-`. Anything else is ignored, not repaired."""
+    """The id, if it is well-formed: up to 128 letters, digits and `._:/+=@~-`. All else is ignored."""
     text = (value or b"").decode("latin-1")
     return text if _REQUEST_ID.fullmatch(text) else None
 
 
 def valid_traceparent(value: bytes | None) -> str | None:
-    """The trace context, if it is one; the parts that a later version may add are left out.
+    """The trace context, if it is well-formed; the parts that a later version may add are left out.
 
     https://www.w3.org/TR/trace-context/#traceparent-header
     """
@@ -51,7 +64,9 @@ def traceparent_of(span: Any) -> str:
 
 
 def describe_span(span: Any, run: Run) -> None:
-    """Say on the span which run it is and, once that is known, which thread."""
+    """Say on the span which run it is and, once that is known, which thread; unless it has ended by now."""
+    if not span.is_recording():
+        return
     span.set_attribute("skeino.run.id", run.run_id)
     if run.thread_id is not None:
         span.set_attribute(CONVERSATION, run.thread_id)

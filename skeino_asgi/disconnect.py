@@ -7,7 +7,6 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from skeino_asgi.exchange import HttpExchange
-from skeino_asgi.tasks import spawn
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Scope
@@ -15,6 +14,9 @@ if TYPE_CHECKING:
 READ_AHEAD: Final = 64 * 1024
 """Bytes of a request's body that are read before the application asks for them, so that its client's leaving, which
 comes after the body, is noticed."""
+
+MESSAGE_SIZE: Final = 512
+"""Bytes that a message counts beside its body: one may be empty, and take memory all the same."""
 
 
 async def serve_until_the_client_leaves(app: ASGIApp, scope: Scope, exchange: HttpExchange) -> None:
@@ -29,16 +31,17 @@ async def serve_until_the_client_leaves(app: ASGIApp, scope: Scope, exchange: Ht
     assert task is not None
     before = task.cancelling()
     ahead = _ReadAhead(exchange, task)
-    watch = spawn(ahead.watch(), "skeino client")
+    if not any(name == b"expect" for name, _ in scope["headers"]):  # asking for its body makes a server say "continue"
+        ahead.begin()
     try:
         await app(scope, ahead.receive, exchange.send)
     except asyncio.CancelledError:
-        if not ahead.cancelled or task.cancelling() > before + 1:
+        if not exchange.cut_off or task.cancelling() > before + 1:
             raise
     finally:
-        if ahead.cancelled:
+        if exchange.cut_off and task.cancelling() > before:
             task.uncancel()
-        watch.cancel()
+        ahead.end()
 
 
 class _ReadAhead:
@@ -49,11 +52,40 @@ class _ReadAhead:
         self._task = task
         self._messages: deque[Message] = deque()
         self._size = 0
-        self._moved = asyncio.Event()  # a message came, or was taken
+        self._moved = asyncio.Event()  # a message came, or was taken, or none will come
+        self._watch: asyncio.Task[None] | None = None
         self._error: Exception | None = None
-        self.cancelled = False
+        self._ended = False
 
-    async def watch(self) -> None:
+    def begin(self) -> None:
+        """In the request's own context, which an outer middleware's `receive` may read."""
+        self._watch = asyncio.get_running_loop().create_task(self._read(), name="skeino client")
+
+    def end(self) -> None:
+        """Whoever asks from now on asks the server itself."""
+        self._ended = True
+        self._moved.set()
+        if self._watch is not None:
+            self._watch.cancel()
+
+    async def receive(self) -> Message:
+        if self._watch is None and not self._ended:
+            self.begin()
+        while not self._messages:
+            if self._error is not None:
+                raise self._error
+            if self._ended:
+                return await self._exchange.receive()
+            self._moved.clear()
+            await self._moved.wait()
+        message = self._messages[0]
+        if message["type"] != "http.disconnect":  # that one stays: whoever asks again hears it again
+            self._messages.popleft()
+            self._size -= _size_of(message)
+            self._moved.set()
+        return message
+
+    async def _read(self) -> None:
         try:
             while True:
                 while self._size >= READ_AHEAD:
@@ -61,26 +93,17 @@ class _ReadAhead:
                     await self._moved.wait()
                 message = await self._exchange.receive()
                 self._messages.append(message)
-                self._size += len(message.get("body", b""))
+                self._size += _size_of(message)
                 self._moved.set()
                 if message["type"] == "http.disconnect":
                     if self._exchange.left:
-                        self.cancelled = True
+                        self._exchange.cut_off = True
                         self._task.cancel("the client left")
                     return
         except Exception as exc:  # the server's, which the application is told when it asks
             self._error = exc
             self._moved.set()
 
-    async def receive(self) -> Message:
-        while not self._messages:
-            if self._error is not None:
-                raise self._error
-            self._moved.clear()
-            await self._moved.wait()
-        message = self._messages[0]
-        if message["type"] != "http.disconnect":  # that one stays: whoever asks again hears it again
-            self._messages.popleft()
-            self._size -= len(message.get("body", b""))
-            self._moved.set()
-        return message
+
+def _size_of(message: Message) -> int:
+    return len(message.get("body", b"")) + MESSAGE_SIZE

@@ -11,7 +11,7 @@ from skeino.errors import InvalidInputError, StoreError, ThreadNotFoundError
 from skeino.persistence.protocol import MetadataStoreProtocol
 from skeino.persistence.rows import RunError, RunFinish
 from skeino.runs import Run
-from skeino_asgi.record import write_row
+from skeino_asgi.row import write_row
 from skeino_asgi.tasks import spawn
 
 logger = logging.getLogger("skeino")
@@ -29,12 +29,18 @@ class Ends:
         self._due: dict[str, End] = {}
         self._writes: set[asyncio.Task[None]] = set()
         self._retrying: asyncio.Task[None] | None = None
+        self._closed = False
 
     def __len__(self) -> int:
         return len(self._due)
 
     def add(self, end: End) -> None:
         """Queue an end. It is in the queue when this returns, so that a cancelled request, too, leaves its end."""
+        if self._closed:
+            logger.warning("The end of run %s came after the store was closed.", end.finish["run_id"])
+            end.lost = True
+            end.written.set()
+            return
         self._due[end.finish["run_id"]] = end
         task = spawn(self._write(end), "skeino end of run")
         self._writes.add(task)
@@ -53,6 +59,10 @@ class Ends:
         for end in list(self._due.values()):  # its task was cancelled, or the store was away
             await self._settle(end)
 
+    def close(self) -> None:
+        """Take no more: the store is about to be closed."""
+        self._closed = True
+
     async def _write(self, end: End) -> None:
         if not await self._settle(end) and self._retrying is None:
             self._retrying = spawn(self._retry(), "skeino ends of runs")
@@ -60,26 +70,28 @@ class Ends:
     async def _retry(self) -> None:
         """Try what is not written yet, again and again, until nothing is left."""
         delay = FIRST_RETRY
-        while self._due:
-            await asyncio.sleep(delay * random.uniform(0.5, 1.0))
-            delay = min(2 * delay, LAST_RETRY)
-            for end in list(self._due.values()):
-                if not await self._settle(end):
-                    # The store is still away, most likely: no need to ask for each. But the next time others come
-                    # first, so that one that is refused for ever holds up nobody.
-                    self._due[end.finish["run_id"]] = self._due.pop(end.finish["run_id"])
-                    break
-        self._retrying = None
+        try:
+            while self._due:
+                await asyncio.sleep(delay * random.uniform(0.5, 1.0))
+                delay = min(2 * delay, LAST_RETRY)
+                for run_id, end in list(self._due.items()):
+                    if not await self._settle(end):
+                        # The store is still away, most likely: no need to ask for each. But the next time others come
+                        # first, so that one that is refused for ever holds up nobody.
+                        if self._due.pop(run_id, None) is not None:  # else its own first attempt came through
+                            self._due[run_id] = end
+                        break
+        finally:
+            self._retrying = None
 
     async def _settle(self, end: End) -> bool:
         """Write one end; False if that is worth another attempt."""
         store = self._store
         run_id = end.finish["run_id"]
         try:
-            if end.unrecorded is not None and not await self._begin(end.unrecorded, end.finish["worker_id"]):
-                self._forget(end)
-                return True
-            end.unrecorded = None
+            if end.without_row is not None:
+                await self._begin(end.without_row, end.finish["worker_id"])
+                end.without_row = None
             if end.thread_to_attach is not None:
                 try:
                     await store.attach_thread(run_id, end.thread_to_attach, owner=end.owner)
@@ -105,13 +117,12 @@ class Ends:
         self._forget(end)
         return True
 
-    async def _begin(self, run: Run, worker_id: str) -> bool:
+    async def _begin(self, run: Run, worker_id: str) -> None:
         try:
             await write_row(run, self._store, worker_id)
         except ThreadNotFoundError:
-            logger.warning("Run %s was to be on a thread of another owner: it leaves no row.", run.run_id)
-            return False
-        return True
+            logger.warning("Run %s chose a thread of another owner: it is kept without it.", run.run_id)
+            await write_row(run, self._store, worker_id, with_thread=False)
 
     def _forget(self, end: End) -> None:
         self._due.pop(end.finish["run_id"], None)
@@ -121,15 +132,16 @@ class Ends:
 class End:
     """How a run ended, on its way to the store."""
 
-    __slots__ = ("finish", "owner", "reduced", "thread_to_attach", "unrecorded", "written")
+    __slots__ = ("finish", "lost", "owner", "reduced", "thread_to_attach", "without_row", "written")
 
     def __init__(
-        self, finish: RunFinish, thread_to_attach: str | None, owner: str | None, unrecorded: Run | None
+        self, finish: RunFinish, *, thread_to_attach: str | None, owner: str | None, without_row: Run | None
     ) -> None:
         self.finish = finish
         self.thread_to_attach = thread_to_attach
         self.owner = owner
-        self.unrecorded = unrecorded  # a run that was used but has no row yet
+        self.without_row = without_row  # a run that was used, but whose row is not written yet
+        self.lost = False  # it came too late
         self.reduced = False
         self.written = asyncio.Event()
 

@@ -21,7 +21,18 @@ class HttpExchange:
     A client's leaving counts only before the response is complete: uvicorn sends `http.disconnect` afterwards, too.
     """
 
-    __slots__ = ("_receive", "_run", "_send", "_span", "_trailers", "complete", "completing", "left", "status")
+    __slots__ = (
+        "_receive",
+        "_run",
+        "_send",
+        "_span",
+        "_trailers",
+        "complete",
+        "completing",
+        "cut_off",
+        "left",
+        "status",
+    )
 
     def __init__(self, run: Run, receive: Receive, send: Send, span: Any) -> None:
         self._run = run
@@ -32,6 +43,8 @@ class HttpExchange:
         self.status: Any = None  # as the application has said it; None until the response has started
         self.left = False
         """The client left before the response was complete."""
+        self.cut_off = False
+        """The application was cancelled for that."""
         self.completing = False
         """The server has been handed the last message; it may say that the client left before it returns."""
         self.complete = False
@@ -72,6 +85,8 @@ class HttpExchange:
             if status is not None and status >= 500:
                 return failed(HTTP_ERROR, f"The application answered with status {status}.", status)
             return succeeded(status)
+        if self.cut_off and not self.complete:
+            exc = None  # whatever became of the cancellation
         if isinstance(exc, asyncio.CancelledError):
             message = "The request was cancelled, by the server or a time limit."
             return interrupted("cancelled", message, status)

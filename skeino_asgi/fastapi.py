@@ -24,13 +24,18 @@ from skeino.runs import Run
 
 
 async def _run(connection: HTTPConnection) -> Run:
-    run = _found(connection, "run")
+    run = await _run_or_none(connection)
     if run is None:
         raise ConfigurationError(
-            f"{connection.scope['path']} asks for the current run, but this request is none: HEAD and OPTIONS, "
-            "WebSockets (without track_websockets=True) and excluded paths are not tracked."
+            f"{connection.scope['path']} asks for the current run, but this request has none: it is a HEAD or OPTIONS "
+            "request, a WebSocket without track_websockets=True, or excluded, or was served while the database was "
+            "away (on_store_error='untracked'). Take OptionalRun there."
         )
-    return run  # type: ignore[no-any-return]
+    return run
+
+
+async def _run_or_none(connection: HTTPConnection) -> Run | None:
+    return _found(connection, "run")  # type: ignore[no-any-return]
 
 
 async def _checkpointer(connection: HTTPConnection) -> BaseCheckpointSaver[Any]:
@@ -52,10 +57,13 @@ def _found(connection: HTTPConnection, name: str) -> Any:
 
 
 CurrentRun = Annotated[Run, Depends(_run)]
-"""The request's `Run`. A request that is not tracked has none: there, use `skeino.current_run()`."""
+"""The request's `Run`; where it has none, the endpoint fails with `ConfigurationError`."""
+
+OptionalRun = Annotated[Run | None, Depends(_run_or_none)]
+"""The request's `Run`, or None where it is not tracked, or is served while the database is away."""
 
 Checkpointer = Annotated[BaseCheckpointSaver[Any], Depends(_checkpointer)]
 """The stamped checkpointer, to compile a graph with."""
 
-MetadataStore = Annotated[MetadataStoreProtocol, Depends(_metadata_store)]
+CurrentMetadataStore = Annotated[MetadataStoreProtocol, Depends(_metadata_store)]
 """Thread and run rows."""

@@ -47,7 +47,7 @@ async def run_lifespan(app: ASGIApp, tracker: RunTracker, scope: Scope, receive:
     """
     startup = await receive()
     try:
-        opening = await tracker.acquire()
+        opening = await tracker.openings.acquire()
     except BaseException as exc:
         await send({"type": "lifespan.startup.failed", "message": str(exc)})
         raise  # returning would leave test clients waiting for an answer
@@ -117,4 +117,4 @@ class _Conversation:
     async def _close(self) -> None:
         if self._opening is not None:
             opening, self._opening = self._opening, None
-            await self._tracker.release(opening)
+            await self._tracker.openings.release(opening)

@@ -18,6 +18,7 @@ from skeino.validation import validate_id, validate_thread_id
 from skeino_asgi.correlation import (
     current_span,
     describe_span,
+    header_name,
     traceparent_of,
     valid_request_id,
     valid_traceparent,
@@ -42,7 +43,7 @@ UNTRACKED_METHODS: Final = frozenset({"HEAD", "OPTIONS"})
 READING_METHODS: Final = frozenset({"GET", "DELETE"})
 """They create no thread, and do not make it busy."""
 
-_SCOPE_KEY: Final = "skeino.run"  # in the scope of a request that a RunMiddleware has seen already
+_SCOPE_KEY: Final = "skeino.middleware"  # in the scope: the one that has seen the request already
 
 Resolver = Callable[[HTTPConnection], "Awaitable[str | None] | str | None"]
 Headers = dict[bytes, bytes | None]
@@ -52,7 +53,8 @@ Headers = dict[bytes, bytes | None]
 class RunMiddleware:
     """Makes every request a run, around any ASGI application, its lifespan included.
 
-    Native to a framework, it shares a tracker with the application's lifespan: pass `tracker=`.
+    Native to a framework, it shares a tracker with the application's lifespan: pass `tracker=`. Where one stands within
+    another, a request is one run, the outer one's, whose arguments count.
 
     Args:
         app: the application.
@@ -71,8 +73,8 @@ class RunMiddleware:
             reads or writes, or at the end, if the handler used the run in another way (took its config, added
             metadata, called `fail()`). A request that does neither leaves no row, though its answer has `X-Run-ID`.
         on_disconnect: when the client leaves before the response is complete, `"continue"` lets the handler finish,
-            `"cancel"` cancels it (LangGraph's words). The run is `interrupted` either way, if it was noticed; with
-            `"cancel"` it always is. WebSockets are left to their handlers.
+            `"cancel"` cancels it (LangGraph's words) once that is noticed; docs/endings.md says what is not. WebSockets
+            are left to their handlers.
         track_websockets: make each WebSocket connection a run, from its first message to its end. Without it,
             `tracker.run()` makes one of whatever it encloses, a message say.
         request_id_header: the header with the id that the client, or a proxy, gave the request; kept with the run as
@@ -108,6 +110,7 @@ class RunMiddleware:
                 raise ConfigurationError(f"{name} must be {known[0]!r} or {known[1]!r}, not {value!r}.")
         self.app = app
         self.tracker = tracker if tracker is not None else RunTracker(settings)
+        self._openings = self.tracker.openings
         if owner is not None and self.tracker.settings.on_store_error != "reject":
             raise ConfigurationError(
                 "owner= needs on_store_error='reject': a request that is served without the store is served without "
@@ -115,6 +118,11 @@ class RunMiddleware:
             )
         if owner is not None:
             refuse_owners_that_are_forgotten(self.tracker.settings)
+        if record == "on_use" and self.tracker.settings.on_store_error != "reject":
+            raise ConfigurationError(
+                "record='on_use' needs on_store_error='reject': when its graph first finds the store away, a request "
+                "can no longer be served without a run."
+            )
         self._thread_id = thread_id
         self._thread_path = None if thread_path is None else compiled_template(thread_path)
         self._owner = owner
@@ -124,7 +132,7 @@ class RunMiddleware:
         self._records_on_use = record == "on_use"
         self._cancels = on_disconnect == "cancel"
         self._tracks_websockets = track_websockets
-        self._request_id_header = b"" if request_id_header is None else request_id_header.lower().encode("latin-1")
+        self._request_id_header = b"" if request_id_header is None else header_name(request_id_header)
         self._headers = frozenset({THREAD_HEADER, TRACE_HEADER, self._request_id_header} - {b""})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -132,10 +140,14 @@ class RunMiddleware:
         if kind == "lifespan":
             await run_lifespan(self.app, self.tracker, scope, receive, send)
             return
-        if kind not in ("http", "websocket") or _SCOPE_KEY in scope:
+        if kind not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        scope[_SCOPE_KEY] = True
+        if (outer := scope.get(_SCOPE_KEY)) is not None and not self._guards_within(outer, scope):
+            await self.app(scope, receive, send)
+            return
+        scope[_SCOPE_KEY] = self
+        is_run = scope["method"] not in UNTRACKED_METHODS if kind == "http" else self._tracks_websockets
         # Always set, to None as well: servers start a keep-alive connection's next request in the last one's context.
         token = current_run_var.set(None)
         if guard_var.get() is not None:
@@ -143,7 +155,7 @@ class RunMiddleware:
         try:
             if self._chooses and not self._is_chosen(scope):
                 await self._serve_untracked(scope, receive, send)
-            elif scope["method"] not in UNTRACKED_METHODS if kind == "http" else self._tracks_websockets:
+            elif is_run:
                 await self._track(scope, receive, send)
             elif self._owner is not None and scope.get("method") != "OPTIONS":
                 await self._guard(scope, receive, send)
@@ -155,8 +167,18 @@ class RunMiddleware:
     async def _track(self, scope: Scope, receive: Receive, send: Send) -> None:
         span = current_span()
         try:
-            opening = self.tracker.opened_already() or await self.tracker.ready()
-            run = await self._start(opening, scope, span)
+            opening = self._openings.already() or await self._openings.ready()
+            headers = self._headers_of(scope)
+            owner = thread_id = None
+            if self._owner is not None or self._thread_id is not None:
+                owner, thread_id = await self._asked(scope, headers)
+            elif headers or self._thread_path is not None:
+                thread_id = self._thread_named(scope, headers)
+            run = self._begin(opening, scope, headers, owner, thread_id, span)
+            if not self._records_on_use:
+                await opening.write_row(run)
+            elif self._owner is not None:
+                await opening.admit(run)
         except REFUSALS as exc:
             if isinstance(exc, StoreUnavailableError) and self.tracker.settings.on_store_error == "untracked":
                 logger.warning("A request is served without a run: %s", exc)
@@ -166,16 +188,15 @@ class RunMiddleware:
             return
         scope["state"] = _state(scope, opening.state, run)
         current_run_var.set(run)
-        exchange: HttpExchange | WebSocketExchange
+        exchange = (
+            WebSocketExchange(run, receive, send)
+            if scope["type"] == "websocket"
+            else HttpExchange(run, receive, send, span)
+        )
         try:
-            if scope["type"] == "websocket":
-                exchange = WebSocketExchange(run, receive, send)
-                await self.app(scope, exchange.receive, exchange.send)
-            elif self._cancels:
-                exchange = HttpExchange(run, receive, send, span)
+            if self._cancels and isinstance(exchange, HttpExchange):
                 await serve_until_the_client_leaves(self.app, scope, exchange)
             else:
-                exchange = HttpExchange(run, receive, send, span)
                 await self.app(scope, exchange.receive, exchange.send)
         except BaseException as exc:
             opening.finish(run, exchange.outcome(exc))
@@ -189,10 +210,10 @@ class RunMiddleware:
     async def _guard(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a HEAD request or a WebSocket: no run, but another owner's thread is not found here either."""
         try:
-            opening = self.tracker.opened_already() or await self.tracker.ready()
-            connection = HTTPConnection(scope)
-            guard = Run(owner=await self._owner_of(connection), store=opening.persistence.metadata_store, guarded=True)
-            if (thread_id := await self._thread_of(scope, connection, self._headers_of(scope))) is not None:
+            opening = self._openings.already() or await self._openings.ready()
+            owner, thread_id = await self._asked(scope, self._headers_of(scope))
+            guard = Run(owner=owner, store=opening.persistence.metadata_store, guarded=True)
+            if thread_id is not None:
                 await guard.allow_read(thread_id)
         except REFUSALS as exc:
             await refuse(scope, send, exc)
@@ -203,45 +224,65 @@ class RunMiddleware:
         finally:
             guard_var.reset(token)
 
+    def _guards_within(self, outer: RunMiddleware, scope: Scope) -> bool:
+        """Whether a request that another one has seen must be asked for its owner here.
+
+        Raises:
+            ConfigurationError: that one has made it a run of nobody's already, or of another place.
+        """
+        if self.tracker is not outer.tracker and self.tracker.settings != outer.tracker.settings:
+            raise ConfigurationError(
+                "A RunMiddleware stands within another one with other settings: share one tracker, or leave one out."
+            )
+        if self._owner is None or outer._owner is not None:
+            return False
+        if scope["state"]["run"] is not None:
+            raise ConfigurationError(
+                "A RunMiddleware with owner= stands within one that has none and has let the request pass: give owner= "
+                "to the outer one, or leave that out."
+            )
+        return True
+
     async def _serve_untracked(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            state = (self.tracker.opened_already() or await self.tracker.ready()).state
+            state = (self._openings.already() or await self._openings.ready()).state
         except StoreError:
             state = {}
         scope["state"] = _state(scope, state, None)
         await self.app(scope, receive, send)
 
-    async def _start(self, opening: Opening, scope: Scope, span: Any) -> Run:
-        headers = self._headers_of(scope)
-        owner = thread_id = request_id = traceparent = None
-        if self._owner is not None or self._thread_id is not None:
-            connection = HTTPConnection(scope)
-            owner = await self._owner_of(connection)
-            thread_id = await self._thread_of(scope, connection, headers)
-        elif headers or self._thread_path is not None:
-            thread_id = self._thread_named(scope, headers)
+    def _begin(
+        self, opening: Opening, scope: Scope, headers: Headers, owner: str | None, thread_id: str | None, span: Any
+    ) -> Run:
+        request_id = traceparent = None
         if headers:
             request_id = valid_request_id(headers.get(self._request_id_header))
             traceparent = valid_traceparent(headers.get(TRACE_HEADER))
+        if span is not None:
+            traceparent = traceparent_of(span)
         method = scope.get("method", "WEBSOCKET")
         path = path_below_root(scope) if scope.get("root_path") else scope["path"]
         run = opening.begin(
             thread_id,
-            owner,
-            self._owner is not None,
-            method not in READING_METHODS,
-            request_id,
-            traceparent,
-            partial(_description, method, path),
+            owner=owner,
+            guarded=self._owner is not None,
+            creates_thread=method not in READING_METHODS,
+            request_id=request_id,
+            traceparent=traceparent,
+            describe=partial(_description, method, path),
         )
         if span is not None:
-            run.traceparent = traceparent_of(span)
             describe_span(span, run)
-        if not self._records_on_use:
-            await opening.record(run)
-        elif self._owner is not None:
-            await opening.admit(run)
         return run
+
+    async def _asked(self, scope: Scope, headers: Headers) -> tuple[str | None, str | None]:
+        """The owner and the thread, where the application is asked for one of them."""
+        connection = HTTPConnection(scope)
+        owner = await self._owner_of(connection)
+        if self._thread_id is None:
+            return owner, self._thread_named(scope, headers)
+        thread_id = await _resolved(self._thread_id, connection)
+        return owner, None if thread_id is None else validate_thread_id(thread_id)
 
     def _headers_of(self, scope: Scope) -> Headers:
         found: Headers = {}
@@ -253,12 +294,6 @@ class RunMiddleware:
     async def _owner_of(self, connection: HTTPConnection) -> str | None:
         owner = None if self._owner is None else await _resolved(self._owner, connection)
         return None if owner is None else validate_id(owner, "owner")
-
-    async def _thread_of(self, scope: Scope, connection: HTTPConnection, headers: Headers) -> str | None:
-        if self._thread_id is None:
-            return self._thread_named(scope, headers)
-        found = await _resolved(self._thread_id, connection)
-        return None if found is None else validate_thread_id(found)
 
     def _thread_named(self, scope: Scope, headers: Headers) -> str | None:
         if self._thread_path is not None and (match := self._thread_path.match(path_below_root(scope))):

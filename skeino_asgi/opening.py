@@ -19,13 +19,15 @@ from skeino.settings import SkeinoSettings
 from skeino.validation import validate_json_object
 from skeino_asgi.ends import End, Ends
 from skeino_asgi.outcome import Outcome, failed, interrupted, is_http_error, reported, thread_status_after
-from skeino_asgi.record import write_row
+from skeino_asgi.row import write_row
 from skeino_asgi.tasks import spawn
 
 logger = logging.getLogger("skeino")
 
 DRAIN_TIMEOUT: Final = 10.0
 """Seconds that closing waits for the ends of runs to be written."""
+
+STOPPED: Final = "The server stopped before the run ended."
 
 GRACE: Final = 1.0
 """Seconds that closing waits for runs that are being cancelled at that very moment."""
@@ -38,18 +40,20 @@ class Opening:
     request's context variables and no cancel scope is left in another task than it was entered in.
     """
 
-    def __init__(self, settings: SkeinoSettings) -> None:
+    def __init__(self, settings: SkeinoSettings, when_closed: Callable[[Opening], None]) -> None:
         self.loop = asyncio.get_running_loop()
+        self.process_id = os.getpid()
         self.worker_id = f"{socket.gethostname()[:100]}-{os.getpid()}-{new_id()}"
         self.users = 0
         self.closing = False
         self._settings = settings
+        self._when_closed = when_closed
         self.state: dict[str, Any] = {}
         """What `request.state` gets, but for the run; empty until it is open."""
         self._close = asyncio.Event()
         self._ready: asyncio.Future[Persistence] = self.loop.create_future()
-        self._active: set[str] = set()
-        self._recording: dict[str, asyncio.Task[None]] = {}
+        self._active: set[Run] = set()
+        self._rows_being_written: dict[str, asyncio.Task[None]] = {}
         self._idle: asyncio.Event | None = None  # for closing, which waits until no run is active
         self._store: MetadataStoreProtocol
         self._ends: Ends  # both are there once it is open
@@ -86,31 +90,39 @@ class Opening:
     def begin(
         self,
         thread_id: str | None,
+        *,
         owner: str | None,
         guarded: bool,
-        create_thread: bool,
+        creates_thread: bool,
         request_id: str | None,
         traceparent: str | None,
         describe: Callable[[], tuple[Mapping[str, Any], Mapping[str, Any] | None]],
     ) -> Run:
-        """Begin a run; its row is written by `record()`, or else when a saver first reads or writes for it, or at its
-        end, if it was used.
+        """Begin a run. Its row is written by `write_row()`, or else when a saver first reads or writes for it, or at
+        its end, if it was used.
 
         Args:
-            describe: says with which `metadata` and `kwargs` the row begins.
+            thread_id: the thread it belongs to, if one is known.
+            owner: whose run it is.
+            guarded: threads have owners here, so that each is checked before it is read.
+            creates_thread: a thread that does not exist is made; False for a request that only reads.
+            request_id: what the request's sender calls it.
+            traceparent: the W3C trace context it is part of.
+            describe: says with which `metadata` and `kwargs` the row begins; asked when it is written.
 
         Raises:
             StoreUnavailableError: while closing.
             InvalidInputError: an id is not storable.
         """
         if self.closing:
-            raise StoreUnavailableError("The server is shutting down: try again.")
-        run = Run(thread_id, owner, self._store, guarded, create_thread, request_id, traceparent, self.loop)
-        run.record, run.describe = self._record_on_use, describe
-        self._active.add(run.run_id)  # before it is written: closing must know of it
+            raise _shutting_down()
+        # By position, in the order above: by name it takes 0.3 µs more, of the 6 that a request costs here.
+        run = Run(thread_id, owner, guarded, creates_thread, request_id, traceparent, self._store, self.loop)
+        run.write_row, run.describe = self._write_row_on_use, describe
+        self._active.add(run)  # before it is written: closing must know of it
         return run
 
-    async def record(self, run: Run) -> None:
+    async def write_row(self, run: Run) -> None:
         """Write the row of a run that has begun; it is committed when this returns. Where it raises, there is no run.
 
         Raises:
@@ -119,12 +131,12 @@ class Opening:
         try:
             await write_row(run, self._store, self.worker_id)
         except asyncio.CancelledError:
-            run.record = None  # its row may be there all the same
+            run.write_row = None  # it may be there all the same
             self.finish(run, interrupted("cancelled", "The request was cancelled while its run was being started."))
             raise
         except StoreUnavailableError as exc:
             if exc.maybe_done:
-                run.record = None
+                run.write_row = None
                 message = "The database did not say whether the run was started; the request was refused."
                 self.finish(run, failed("store_unavailable", message))
             else:
@@ -153,11 +165,13 @@ class Opening:
         It does not wait, so that a cancelled request, too, leaves its end in the queue. None for a run without a row
         that nobody used: it leaves no trace.
         """
+        if self.closing and not run.active and run.outcome is None:
+            return None  # closing has ended it already
         if run.failure is not None and (outcome.status == "success" or is_http_error(outcome)):
             outcome = reported(run.failure, outcome.http_status)
         run.end(outcome.status)
         self._leave(run)
-        if run.record is not None and not run.used:
+        if run.write_row is not None and not run.used:
             run.outcome = outcome  # a task that outlives the request may use it yet
             return None
         end = End(
@@ -176,29 +190,32 @@ class Opening:
                 last_checkpoint_id=run.ledger.last_checkpoint_id,
                 paused=run.ledger.paused_on(run.thread_id),
             ),
-            run.thread_to_attach,
-            run.owner,
-            None if run.record is None else run,
+            thread_to_attach=run.thread_to_attach,
+            owner=run.owner,
+            without_row=None if run.write_row is None else run,
         )
         self._ends.add(end)
         return end
 
-    async def _record_on_use(self, run: Run) -> None:
-        """Write the row once, however many ask for it, and whoever of them is cancelled; `Run.record` calls this.
+    async def _write_row_on_use(self, run: Run) -> None:
+        """Write the row once, however many ask for it, and whoever of them is cancelled; `Run.write_row` calls this.
 
         Raises:
-            ThreadNotFoundError, InvalidInputError, StoreUnavailableError: as `start_run`; the next to ask tries again.
+            ThreadNotFoundError, InvalidInputError, StoreUnavailableError: as `start_run`, and while closing; the next
+                to ask tries again.
         """
-        task = self._recording.get(run.run_id)
+        task = self._rows_being_written.get(run.run_id)
         if task is None:
-            task = self._recording[run.run_id] = spawn(self._record_late(run), "skeino start of run")
+            if self.closing:
+                raise _shutting_down()
+            task = self._rows_being_written[run.run_id] = spawn(self._write_row_late(run), "skeino start of run")
         await asyncio.shield(task)
 
-    async def _record_late(self, run: Run) -> None:
+    async def _write_row_late(self, run: Run) -> None:
         try:
             await write_row(run, self._store, self.worker_id)
         finally:
-            del self._recording[run.run_id]
+            del self._rows_being_written[run.run_id]
         if run.outcome is not None:
             self.finish(run, run.outcome)
 
@@ -207,7 +224,7 @@ class Opening:
         await self._ends.settled()
 
     def _leave(self, run: Run) -> None:
-        self._active.discard(run.run_id)
+        self._active.discard(run)
         if self._idle is not None and not self._active:
             self._idle.set()
 
@@ -233,6 +250,8 @@ class Opening:
                 raise
             self._ready.set_exception(exc)
             self._ready.exception()  # retrieved, in case nobody waits any more
+        finally:
+            self._when_closed(self)
 
     async def _drain(self, store: MetadataStoreProtocol) -> None:
         """Write what is due; then end the runs that are still active as interrupted."""
@@ -243,12 +262,22 @@ class Opening:
                     waiting = asyncio.ensure_future(self._idle.wait())
                     await asyncio.wait([waiting], timeout=GRACE)
                     waiting.cancel()
+                for run in [run for run in self._active if run.write_row is not None and run.used]:
+                    self.finish(run, interrupted("shutdown", STOPPED))
+                while self._rows_being_written:
+                    await asyncio.wait(list(self._rows_being_written.values()))
                 await self._ends.drain()
-                error = RunError(code="shutdown", type=None, message="The server stopped before the run ended.")
+                error = RunError(code="shutdown", type=None, message=STOPPED)
                 if number := await store.interrupt_runs(self.worker_id, error):
                     logger.warning("%d runs were active at shutdown and ended as interrupted.", number)
         except (TimeoutError, StoreError) as exc:
             logger.error("Not all runs could be ended at shutdown, %d ends are due: %s", len(self._ends), exc)
+        finally:
+            self._ends.close()
+
+
+def _shutting_down() -> StoreUnavailableError:
+    return StoreUnavailableError("The server is shutting down: try again.")
 
 
 def _storable_metadata(run: Run) -> dict[str, Any]:

@@ -35,10 +35,14 @@ def compiled_template(template: str) -> re.Pattern[str]:
     """A pattern with the group `thread_id` for `"/threads/{thread_id}"`; what follows in the path does not matter.
 
     Raises:
-        ConfigurationError: it does not begin with "/", or does not have `{thread_id}` once.
+        ConfigurationError: it does not begin with "/", does not have `{thread_id}` once, or has other braces than
+            those of a name.
     """
     if template.count("{thread_id}") != 1 or not template.startswith("/"):
         raise ConfigurationError("thread_path must begin with '/' and have {thread_id} once: '/threads/{thread_id}'.")
+    names = re.findall(r"\{([^\W\d]\w*)\}", template)
+    if len(set(names)) < len(names) or template.count("{") + template.count("}") != 2 * len(names):
+        raise ConfigurationError("thread_path knows {name} only, each once: '/users/{user}/threads/{thread_id}'.")
     parts = re.split(r"\{(\w+)\}", template.rstrip("/"))
     pattern = "".join(re.escape(part) if index % 2 == 0 else f"(?P<{part}>[^/]+)" for index, part in enumerate(parts))
     return re.compile(f"{pattern}(?:/.*)?$", re.DOTALL)

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from asyncio import get_running_loop
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any, Final
-from weakref import WeakKeyDictionary
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
 
-from skeino.errors import ConfigurationError, SkeinoError, StoreUnavailableError
+from skeino.errors import ConfigurationError, StoreUnavailableError
 from skeino.persistence.opening import Persistence
 from skeino.persistence.protocol import MetadataStoreProtocol
 from skeino.persistence.registry import forgets_rows, normalised_scheme
 from skeino.runs import Run, current_run_var, guard_var
 from skeino.settings import SkeinoSettings
-from skeino_asgi.at_exit import close_at_exit
 from skeino_asgi.opening import Opening
+from skeino_asgi.openings import Openings
 from skeino_asgi.outcome import raised, succeeded
 
 FINISH_PATIENCE: Final = 10.0
@@ -38,8 +36,8 @@ class RunTracker:
 
     def __init__(self, settings: SkeinoSettings | None = None) -> None:
         self.settings = settings if settings is not None else SkeinoSettings()
-        self._openings: WeakKeyDictionary[asyncio.AbstractEventLoop, Opening] = WeakKeyDictionary()
-        self._latest: Opening | None = None  # the one that was looked up last: most have but one
+        self.openings = Openings(self.settings)
+        """For the middleware: what is open, on which event loop."""
 
     @asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncIterator[dict[str, Any]]:
@@ -51,26 +49,26 @@ class RunTracker:
         Raises:
             ConfigurationError, StoreUnavailableError, SchemaError: as `open_persistence`.
         """
-        opening = await self.acquire()
+        opening = await self.openings.acquire()
         try:
             yield dict(opening.state)
         finally:
-            await self.release(opening)
+            await self.openings.release(opening)
 
     @property
     def persistence(self) -> Persistence:
         """Both halves, open. Raises `StoreUnavailableError` outside the lifespan."""
-        return self.opening().persistence
+        return self.openings.here().persistence
 
     @property
     def checkpointer(self) -> BaseCheckpointSaver[Any]:
         """The stamped checkpointer, to compile graphs with. Raises `StoreUnavailableError` outside the lifespan."""
-        return self.opening().persistence.checkpointer
+        return self.openings.here().persistence.checkpointer
 
     @property
     def metadata_store(self) -> MetadataStoreProtocol:
         """Thread and run rows. Raises `StoreUnavailableError` outside the lifespan."""
-        return self.opening().persistence.metadata_store
+        return self.openings.here().persistence.metadata_store
 
     def run(
         self,
@@ -95,7 +93,7 @@ class RunTracker:
         """
         if owner is not None:
             refuse_owners_that_are_forgotten(self.settings)
-        return TrackedRun(self.opening(), thread_id, owner, metadata, kwargs)
+        return TrackedRun(self.openings.here(), thread_id, owner, metadata, kwargs)
 
     async def settled(self) -> None:
         """Wait until the ends of all runs that have ended are written, or refused for now; for tests.
@@ -105,93 +103,7 @@ class RunTracker:
         Raises:
             StoreUnavailableError: outside the lifespan.
         """
-        await self.opening().settled()
-
-    def opening(self) -> Opening:
-        """What is open on this event loop; outside of any, in a worker thread say, the only one that is open.
-
-        Raises:
-            StoreUnavailableError: nothing is.
-        """
-        try:
-            opening = self._openings.get(asyncio.get_running_loop())
-        except RuntimeError:
-            every = list(self._openings.values())
-            opening = every[0] if len(every) == 1 else None
-        if opening is None or not opening.is_open:
-            raise StoreUnavailableError(
-                "skeino is not open: enter tracker.lifespan first (lifespan=tracker.lifespan, or RunMiddleware around "
-                "the application)."
-            )
-        return opening
-
-    def opened_already(self) -> Opening | None:
-        """What is open on this event loop; None if the caller has to ask `ready()`."""
-        opening = self._latest
-        loop = get_running_loop()
-        if opening is None or opening.loop is not loop:
-            opening = self._latest = self._openings.get(loop)
-        return opening if opening is not None and opening.state and not opening.closing else None
-
-    async def ready(self) -> Opening:
-        """What is open on this event loop; under a server without lifespan, the first request opens it.
-
-        Then the end of the event loop closes it (`asyncio.run` cancels the task that owns it), or else the end of
-        the process.
-
-        Raises:
-            StoreUnavailableError: it is closing, or the database cannot be reached.
-        """
-        opening = self._openings.get(asyncio.get_running_loop())
-        if opening is None:
-            opening = self._begin()
-            opening.users += 1  # for as long as the event loop lives
-            close_at_exit(opening)
-        elif opening.closing:
-            raise StoreUnavailableError("The server is shutting down: try again.")
-        if not opening.is_open:
-            try:
-                await opening.opened()
-            except SkeinoError:
-                self._drop(opening)
-                raise
-        return opening
-
-    async def acquire(self) -> Opening:
-        """Open on this event loop, or share what is open; to be paired with `release`."""
-        opening = self._openings.get(asyncio.get_running_loop())
-        if opening is None or opening.closing:
-            opening = self._begin()
-        opening.users += 1
-        try:
-            await opening.opened()
-        except BaseException:
-            opening.users -= 1
-            if opening.users == 0:  # it failed, or nobody waits for it any more
-                opening.abandon()
-                self._drop(opening)
-            raise
-        return opening
-
-    async def release(self, opening: Opening) -> None:
-        """The last one to release closes, in the task that opened."""
-        opening.users -= 1
-        if opening.users == 0:
-            try:
-                await opening.close()
-            finally:
-                self._drop(opening)
-
-    def _begin(self) -> Opening:
-        self._latest = None
-        opening = self._openings[asyncio.get_running_loop()] = Opening(self.settings)
-        return opening
-
-    def _drop(self, opening: Opening) -> None:
-        loop = asyncio.get_running_loop()
-        self._latest = None
-        if self._openings.get(loop) is opening:
-            del self._openings[loop]
+        await self.openings.here().settled()
 
 
 def refuse_owners_that_are_forgotten(settings: SkeinoSettings) -> None:
@@ -232,14 +144,14 @@ class TrackedRun:
         inherits = self._owner is None and guard is not None and guard.guarded
         run = self._opening.begin(
             self._thread_id,
-            guard.owner if inherits and guard is not None else self._owner,
-            inherits,  # a request's run within it is its owner's
-            True,
-            None if outer is None else outer.request_id,
-            None if outer is None else outer.traceparent,
-            lambda: (self._metadata, self._kwargs),
+            owner=guard.owner if inherits and guard is not None else self._owner,
+            guarded=inherits,  # a request's run within it is its owner's
+            creates_thread=True,
+            request_id=None if outer is None else outer.request_id,
+            traceparent=None if outer is None else outer.traceparent,
+            describe=lambda: (self._metadata, self._kwargs),
         )
-        await self._opening.record(run)
+        await self._opening.write_row(run)
         self._run = run
         current_run_var.set(run)
         return run
@@ -254,6 +166,8 @@ class TrackedRun:
         with suppress(TimeoutError):
             async with asyncio.timeout(FINISH_PATIENCE):
                 await end.written.wait()
+        if exc is None and end.lost:
+            raise StoreUnavailableError(f"The end of run {self._run.run_id} came after the tracker was closed.")
         if exc is None and not end.written.is_set():
             raise StoreUnavailableError(
                 f"The end of run {self._run.run_id} is not written yet: it is tried again while the process lives."

@@ -63,6 +63,8 @@ class WebSocketExchange:
 
     def outcome(self, exc: BaseException | None) -> Outcome:
         """The run's outcome, once the application has returned or raised."""
+        if isinstance(exc, BaseExceptionGroup) and exc.split(WebSocketDisconnect)[1] is None:
+            exc = WebSocketDisconnect()  # raised within a task group
         if isinstance(exc, asyncio.CancelledError):
             return interrupted("cancelled", "The connection was cancelled, by the server or a time limit.")
         if self.closed_by_client == SERVICE_RESTART and (exc is None or isinstance(exc, WebSocketDisconnect)):

@@ -13,7 +13,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from skeino import SkeinoSettings
+from skeino import ConfigurationError, InvalidInputError, SkeinoSettings
 from skeino_asgi import RunLogFilter, RunMiddleware, add_run_context
 from tests.asgi.conftest import answering, connected, ended, store_of
 from tests.asgi.graphs import compiled
@@ -54,7 +54,7 @@ async def test_a_requests_id_and_trace_are_kept_and_found(settings: SkeinoSettin
 
 
 @pytest.mark.parametrize("value", ["", "two words", "a" * 129, "line\tbreak", 'quo"te', "é"])
-async def test_a_request_id_that_is_none_is_ignored(value: str) -> None:
+async def test_a_malformed_request_id_is_ignored(value: str) -> None:
     row = await row_after(answering(), [(b"x-request-id", value.encode())])
     assert (row["status"], row["metadata"]) == ("success", {})
 
@@ -71,7 +71,7 @@ async def test_a_request_id_that_is_none_is_ignored(value: str) -> None:
         "nonsense",
     ],
 )
-async def test_a_trace_context_that_is_none_is_ignored(value: str) -> None:
+async def test_a_malformed_trace_context_is_ignored(value: str) -> None:
     assert (await row_after(answering(), {"traceparent": value}))["metadata"] == {}
 
 
@@ -80,7 +80,7 @@ async def test_a_trace_context_of_a_later_version_is_read_as_far_as_it_is_known(
     assert row["kwargs"]["traceparent"] == f"01-{TRACE}-00f067aa0ba902b7-01"
 
 
-async def test_headers_that_stand_twice_say_nothing() -> None:
+async def test_repeated_headers_are_ignored() -> None:
     twice = [(b"x-request-id", b"a"), (b"x-request-id", b"b"), (b"traceparent", TRACEPARENT.encode())] * 2
     assert (await row_after(answering(), twice))["metadata"] == {}
 
@@ -113,7 +113,6 @@ async def test_a_run_within_a_request_has_the_requests_ids() -> None:
 
 
 async def test_log_records_have_the_ids(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.handler.addFilter(RunLogFilter())
     runs: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -121,8 +120,9 @@ async def test_log_records_have_the_ids(caplog: pytest.LogCaptureFixture) -> Non
         logging.getLogger("app").warning("inside")
         await answering()(scope, receive, send)
 
-    await row_after(app, {"X-Thread-ID": "t1", "X-Request-ID": "req-1"})
-    logging.getLogger("app").warning("outside")
+    with caplog.filtering(RunLogFilter()):
+        await row_after(app, {"X-Thread-ID": "t1", "X-Request-ID": "req-1"})
+        logging.getLogger("app").warning("outside")
     inside, outside = (record for record in caplog.records if record.name == "app")
     assert [getattr(inside, name) for name in ("run_id", "thread_id", "request_id")] == [runs[0].run_id, "t1", "req-1"]
     assert [getattr(outside, name) for name in ("run_id", "thread_id", "request_id")] == ["-", "-", "-"]
@@ -164,7 +164,7 @@ def server_span(exporter: InMemorySpanExporter) -> ReadableSpan:
 
 @pytest.mark.parametrize("minted", [False, True])
 async def test_the_servers_span_says_which_conversation_and_run_it_was(
-    spans: tuple[TracerProvider, InMemorySpanExporter], minted: bool
+    spans: tuple[TracerProvider, InMemorySpanExporter], minted: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     provider, exporter = spans
 
@@ -185,6 +185,7 @@ async def test_the_servers_span_says_which_conversation_and_run_it_was(
     assert span.context is not None
     parent = f"00-{TRACE}-{span.context.span_id:016x}-01"  # the row leads to this very span, not to the client's
     assert row["kwargs"]["traceparent"] == parent
+    assert [record.message for record in caplog.records if record.name.startswith("opentelemetry")] == []
 
 
 async def test_a_span_without_a_response_has_them_too(spans: tuple[TracerProvider, InMemorySpanExporter]) -> None:
@@ -227,6 +228,29 @@ async def test_a_run_can_fail_though_its_stream_is_well_formed(
     row = await row_after(app, {"X-Thread-ID": "t1"}, settings)
     assert (row["status"], row["http_status"]) == (status, 200)
     assert row["error"] == {"code": code, "type": kind, "message": message}
+
+
+@pytest.mark.parametrize("reason", [None, "", "  ", {"code": 1}, 7])
+async def test_a_failure_says_what_went_wrong(reason: Any) -> None:
+    wrapped = RunMiddleware(answering(), settings=SkeinoSettings())
+    async with wrapped.tracker.lifespan(), wrapped.tracker.run() as run:
+        with pytest.raises(InvalidInputError, match="a sentence"):
+            run.fail(reason)
+        assert run.failure is None
+
+
+async def test_a_failure_that_comes_after_the_end_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    wrapped = RunMiddleware(answering(), settings=SkeinoSettings())
+    async with wrapped.tracker.lifespan(), wrapped.tracker.run() as run:
+        pass
+    run.fail("too late")
+    assert f"after the end of run {run.run_id}" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["", "X-\u0416", "X-\u00dcni", "X Request", "X-Request-ID:"])
+def test_a_header_that_has_no_headers_name_is_refused(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="request_id_header"):
+        RunMiddleware(answering(), settings=SkeinoSettings(), request_id_header=name)
 
 
 async def test_an_exception_that_is_raised_after_all_counts_more() -> None:

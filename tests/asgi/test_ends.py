@@ -93,7 +93,7 @@ async def test_an_end_that_is_refused_for_ever_holds_up_no_other(moody: Moody, m
             return await finish_run(finish)
 
         monkeypatch.setattr(moody, "finish_run", moody_about_one)
-        ends = [tracker.opening().finish(run, _success()) for run in (poisoned, other)]
+        ends = [tracker.openings.here().finish(run, _success()) for run in (poisoned, other)]
         assert ends[0] is not None
         assert ends[1] is not None
         await asyncio.sleep(0)
@@ -104,6 +104,37 @@ async def test_an_end_that_is_refused_for_ever_holds_up_no_other(moody: Moody, m
         monkeypatch.undo()
 
 
+async def test_an_end_that_is_written_while_it_is_being_retried_stops_no_other(
+    moody: Moody, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own first attempt and the retries may both be at it."""
+    tracker = RunTracker(MOODY)
+    async with tracker.lifespan():
+        first, second = await tracker.run().__aenter__(), await tracker.run().__aenter__()
+        finish_run, retried, attempts = moody.finish_run, asyncio.Event(), 0
+
+        async def moody_and_slow(finish: RunFinish) -> bool:
+            nonlocal attempts
+            if finish["run_id"] != first.run_id:
+                raise StoreError("refused")
+            attempts += 1
+            if attempts == 1:
+                await retried.wait()
+                return await finish_run(finish)
+            retried.set()
+            await asyncio.sleep(0.05)  # meanwhile the first attempt comes through
+            raise StoreError("refused")
+
+        monkeypatch.setattr(moody, "finish_run", moody_and_slow)
+        _, end = [tracker.openings.here().finish(run, _success()) for run in (first, second)]
+        async with asyncio.timeout(5):
+            await retried.wait()
+            await asyncio.sleep(0.1)
+            monkeypatch.undo()
+            assert end is not None
+            await end.written.wait()
+
+
 async def test_one_end_that_fails_at_shutdown_holds_up_no_other(moody: Moody) -> None:
     tracker = RunTracker(MOODY)
     async with tracker.lifespan():
@@ -111,7 +142,7 @@ async def test_one_end_that_fails_at_shutdown_holds_up_no_other(moody: Moody) ->
         started = [await run.__aenter__() for run in runs]
         moody.failures = [StoreError("refused")] * 6  # all four at first, then two of them at shutdown
         for run in runs[:3]:
-            opening = tracker.opening()
+            opening = tracker.openings.here()
             opening.finish(started[runs.index(run)], _success())
     rows = [await moody.get_run(run.run_id) for run in started]
     assert [row is not None and row["status"] != "running" for row in rows] == [True] * 4

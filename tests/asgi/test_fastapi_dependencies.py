@@ -10,19 +10,23 @@ from starlette.testclient import TestClient
 
 from skeino import ConfigurationError, Run, SkeinoSettings, current_run
 from skeino_asgi import RunMiddleware
-from skeino_asgi.fastapi import Checkpointer, CurrentRun, MetadataStore
+from skeino_asgi.fastapi import Checkpointer, CurrentMetadataStore, CurrentRun, OptionalRun
 from tests.asgi.graphs import compiled
 
 
 def app_with(**options: Any) -> FastAPI:
     app = FastAPI()
 
-    async def words_of(run: CurrentRun) -> str:  # a dependency of a dependency
+    async def id_of(run: CurrentRun) -> str:  # a dependency of a dependency
         return run.run_id
 
     @app.post("/chat")
     async def chat(
-        word: str, run: CurrentRun, checkpointer: Checkpointer, store: MetadataStore, same: str = Depends(words_of)
+        word: str,
+        run: CurrentRun,
+        checkpointer: Checkpointer,
+        store: CurrentMetadataStore,
+        same: str = Depends(id_of),
     ) -> dict[str, Any]:
         assert run is current_run()
         assert isinstance(run, Run)
@@ -41,13 +45,17 @@ def app_with(**options: Any) -> FastAPI:
     async def health(run: CurrentRun) -> None:
         raise AssertionError
 
+    @app.get("/health/optional")
+    async def optional(run: OptionalRun) -> bool:
+        return run is None
+
     @app.websocket("/ws")
     async def talk(websocket: WebSocket, run: CurrentRun) -> None:
         await websocket.accept()
         await websocket.send_text(run.run_id)
         await websocket.close()
 
-    app.add_middleware(RunMiddleware, settings=SkeinoSettings(), exclude=["/health"], **options)
+    app.add_middleware(RunMiddleware, settings=SkeinoSettings(), exclude=["/health", "/health/*"], **options)
     return app
 
 
@@ -75,6 +83,11 @@ def test_a_websocket_has_its_run_where_connections_are_tracked() -> None:
 def test_a_request_that_is_no_run_says_so() -> None:
     with TestClient(app_with()) as client, pytest.raises(ConfigurationError, match="/health asks for the current run"):
         client.get("/health")
+
+
+def test_a_request_that_may_be_no_run_says_none() -> None:
+    with TestClient(app_with()) as client:
+        assert client.get("/health/optional").json() is True
 
 
 def test_an_application_without_the_middleware_says_what_is_missing() -> None:

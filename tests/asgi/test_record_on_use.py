@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from skeino import SkeinoSettings, StoreUnavailableError, current_run
-from skeino.persistence import RunRow
+from skeino import ConfigurationError, InvalidInputError, SkeinoSettings, StoreUnavailableError, current_run
+from skeino.persistence import RunRow, open_persistence
 from skeino_asgi import RunMiddleware
 from tests.asgi.conftest import answering, connected, ended, store_of
 from tests.asgi.graphs import compiled
@@ -89,50 +91,47 @@ async def test_a_run_that_is_used_without_a_graph_is_written_at_its_end(settings
     assert row["thread_id"] == {"config": response.headers.get("x-thread-id"), "thread_id": "chosen"}.get(use)
 
 
-async def test_many_nodes_at_once_write_the_row_once(settings: SkeinoSettings) -> None:
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_many_at_once_write_the_row_once_though_the_first_of_them_is_cancelled(
+    monkeypatch: pytest.MonkeyPatch, cancelled: bool
+) -> None:
+    gate, calls = asyncio.Event(), 0
+
     async def app(scope: Any, receive: Any, send: Any) -> None:
         graph, config = compiled(scope["state"]["checkpointer"]), scope["state"]["run"].config
-        await asyncio.gather(*(graph.aget_state(config) for _ in range(10)))
+        readers = [asyncio.create_task(graph.aget_state(config)) for _ in range(10)]
+        await asyncio.sleep(0.01)
+        if cancelled:
+            readers[0].cancel()
+            await asyncio.sleep(0.01)
+        gate.set()
+        ends = await asyncio.gather(*readers, return_exceptions=True)
+        assert [one for one in ends[cancelled:] if isinstance(one, BaseException)] == []
+        assert isinstance(ends[0], asyncio.CancelledError) == cancelled
         await answering()(scope, receive, send)
 
-    wrapped = wrapping(app, settings)
+    wrapped = wrapping(app, SkeinoSettings())
     async with connected(wrapped) as client:
-        await asyncio.gather(*(client.post("/", headers={"X-Thread-ID": f"t{n}"}) for n in range(5)))
-        assert len(await store_of(wrapped).search_runs()) == 5
+        store: Any = store_of(wrapped)
+        start = store.start_run
 
+        async def slow(*arguments: Any, **named: Any) -> None:
+            nonlocal calls
+            calls += 1
+            await gate.wait()
+            await start(*arguments, **named)
 
-async def test_the_row_is_written_though_the_one_who_first_asked_for_it_is_cancelled(settings: SkeinoSettings) -> None:
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        graph, config = compiled(scope["state"]["checkpointer"]), scope["state"]["run"].config
-        first = asyncio.create_task(graph.aget_state(config))
-        await asyncio.sleep(0)
-        first.cancel()
-        await asyncio.gather(first, return_exceptions=True)
-        await graph.ainvoke({"words": ["a"]}, config)
-        await answering()(scope, receive, send)
-
-    wrapped = wrapping(app, settings)
-    async with connected(wrapped) as client:
+        monkeypatch.setattr(store, "start_run", slow)
         response = await client.post("/", headers={"X-Thread-ID": "t1"})
-        row = await ended(store_of(wrapped), response.headers["x-run-id"])
-    assert (row["status"], row["checkpoint_count"]) == ("success", 3)
+        assert response.status_code == 200
+        assert (await ended(store, response.headers["x-run-id"]))["status"] == "success"
+    assert calls == 1
 
 
 async def test_a_graphs_synchronous_methods_use_it_as_well(settings: SkeinoSettings) -> None:
-    await _used_by_invoke(settings, threaded=True)
-
-
-async def test_synchronous_methods_on_the_event_loop_leave_the_row_to_the_runs_end() -> None:
-    await _used_by_invoke(SkeinoSettings(), threaded=False)
-
-
-async def _used_by_invoke(settings: SkeinoSettings, *, threaded: bool) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         graph, config = compiled(scope["state"]["checkpointer"]), scope["state"]["run"].config
-        if threaded:
-            await asyncio.to_thread(graph.invoke, {"words": ["a"]}, config)
-        else:
-            graph.invoke({"words": ["a"]}, config)
+        await asyncio.to_thread(graph.invoke, {"words": ["a"]}, config)
         await answering()(scope, receive, send)
 
     wrapped = wrapping(app, settings)
@@ -140,6 +139,43 @@ async def _used_by_invoke(settings: SkeinoSettings, *, threaded: bool) -> None:
         response = await client.post("/", headers={"X-Thread-ID": "t1"})
         row = await written(wrapped, response.headers["x-run-id"])
     assert (row["status"], row["thread_id"], row["checkpoint_count"]) == ("success", "t1", 3)
+
+
+async def test_a_busy_event_loop_is_waited_for() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        graph, config = compiled(scope["state"]["checkpointer"]), scope["state"]["run"].config
+        work = asyncio.create_task(asyncio.to_thread(graph.invoke, {"words": ["a"]}, config))
+        await asyncio.sleep(0.01)
+        time.sleep(0.5)  # noqa: ASYNC251 (it is busy)
+        await work
+        await answering()(scope, receive, send)
+
+    wrapped = wrapping(app, SkeinoSettings())
+    async with connected(wrapped) as client:
+        response = await client.post("/", headers={"X-Thread-ID": "t1"})
+        assert (await written(wrapped, response.headers["x-run-id"]))["checkpoint_count"] == 3
+
+
+async def test_synchronous_methods_on_the_event_loop_cannot_wait_for_the_row_and_write_nothing() -> None:
+    """Whose thread it is could not be asked either."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        graph, config = compiled(scope["state"]["checkpointer"]), scope["state"]["run"].config
+        with pytest.raises(InvalidInputError, match="use ainvoke or astream"):
+            graph.invoke({"words": ["a"]}, config)
+        await answering()(scope, receive, send)
+
+    wrapped = wrapping(app, SkeinoSettings())
+    async with connected(wrapped) as client:
+        await store_of(wrapped).create_thread("adas", owner="ada")
+        await client.post("/", headers={"X-Thread-ID": "adas"})
+        config: Any = {"configurable": {"thread_id": "adas"}}
+        assert await wrapped.tracker.checkpointer.aget_tuple(config) is None
+
+
+def test_a_request_cannot_be_served_without_a_run_once_it_has_begun() -> None:
+    with pytest.raises(ConfigurationError, match="on_store_error"):
+        wrapping(answering(), SkeinoSettings(on_store_error="untracked"))
 
 
 async def test_a_task_that_outlives_its_unused_request_leaves_an_ended_run(settings: SkeinoSettings) -> None:
@@ -215,27 +251,95 @@ async def test_a_store_that_is_away_when_the_run_is_first_used_fails_the_graph_a
     assert (row["status"], row["checkpoint_count"]) == ("success", 0)
 
 
-async def test_shutdown_writes_the_run_that_was_used_and_forgets_the_one_that_was_not(settings: SkeinoSettings) -> None:
-    begun = asyncio.Event()
+@pytest.mark.parametrize("record", ["always", "on_use"])
+async def test_a_run_that_failed_on_another_owners_thread_keeps_its_row(settings: SkeinoSettings, record: Any) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        run = scope["state"]["run"]
+        run.thread_id = "adas"
+        run.fail("nothing to see here")
+        await answering()(scope, receive, send)
+
+    wrapped = RunMiddleware(app, settings=settings, record=record)
+    async with connected(wrapped) as client:
+        await store_of(wrapped).create_thread("adas", owner="ada")
+        response = await client.post("/")
+        row = await written(wrapped, response.headers["x-run-id"])
+    assert (row["status"], row["thread_id"]) == ("error", None)
+
+
+@pytest.mark.parametrize("use", ["config", "graph"])
+async def test_shutdown_ends_the_run_that_was_used_and_forgets_the_one_that_was_not(tmp_path: Path, use: str) -> None:
+    settings = SkeinoSettings(checkpointer_scheme="sqlite", checkpointer_uri=str(tmp_path / "skeino.db"))
+    begun, never = asyncio.Event(), asyncio.Event()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["path"] == "/used":
-            await compiled(scope["state"]["checkpointer"]).aget_state(scope["state"]["run"].config)
+            config = scope["state"]["run"].config
+            if use == "graph":
+                await compiled(scope["state"]["checkpointer"]).aget_state(config)
         begun.set()
-        await asyncio.sleep(60)
+        await never.wait()
 
     wrapped = wrapping(app, settings)
+    requests = []
     async with wrapped.tracker.lifespan():
         transport = httpx.ASGITransport(app=wrapped, raise_app_exceptions=False)
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             for path in ("/used", "/unused"):
                 begun.clear()
-                request = asyncio.create_task(client.post(path, headers={"X-Thread-ID": "t1"}))
+                requests.append(asyncio.create_task(client.post(path, headers={"X-Thread-ID": "t1"})))
                 await begun.wait()
-                request.cancel()
-                await asyncio.gather(request, return_exceptions=True)
-        runs = await store_of(wrapped).search_runs()
-        assert len(runs) == 1
-        row = await ended(store_of(wrapped), runs[0]["run_id"])
-    assert row["status"] == "interrupted"
+            await wrapped.tracker.openings.here().close()  # while both are at work
+    never.set()
+    await asyncio.gather(*requests, return_exceptions=True)
+    async with open_persistence(settings) as persistence:
+        (row,) = await persistence.metadata_store.search_runs()
+    assert row["error"] is not None
+    assert (row["status"], row["error"]["code"]) == ("interrupted", "shutdown")
     assert row["kwargs"] == {"method": "POST", "path": "/used"}
+
+
+async def test_a_task_that_first_uses_its_run_while_the_server_closes_leaves_none_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither one that comes too late, nor one whose row is being written then."""
+    settings = SkeinoSettings(checkpointer_scheme="sqlite", checkpointer_uri=str(tmp_path / "skeino.db"))
+    go, gate = asyncio.Event(), asyncio.Event()
+    tasks: list[asyncio.Task[Any]] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "http"
+        graph = compiled(scope["state"]["checkpointer"])
+
+        async def later() -> None:
+            if scope["path"] == "/late":
+                await go.wait()
+            await graph.aget_state({"configurable": {"thread_id": "t1"}})
+
+        tasks.append(asyncio.create_task(later()))
+        await answering()(scope, receive, send)
+
+    wrapped = wrapping(app, settings)
+    async with connected(wrapped) as client:
+        store: Any = store_of(wrapped)
+        start = store.start_run
+
+        async def slow(*arguments: Any, **named: Any) -> None:
+            await gate.wait()
+            await start(*arguments, **named)
+
+        monkeypatch.setattr(store, "start_run", slow)
+        await client.post("/early")
+        await client.post("/late")
+        closing = asyncio.create_task(wrapped.tracker.openings.here().close())
+        await asyncio.sleep(0.05)
+        go.set()
+        await asyncio.sleep(0.05)
+        gate.set()
+        await closing
+    _, late = await asyncio.gather(*tasks, return_exceptions=True)
+    assert isinstance(late, StoreUnavailableError)
+    assert "shutting down" in str(late)
+    async with open_persistence(settings) as persistence:
+        (row,) = await persistence.metadata_store.search_runs()
+    assert (row["status"], row["kwargs"]["path"]) == ("success", "/early")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from starlette.testclient import TestClient
 from skeino import ConfigurationError, SkeinoSettings, current_run
 from skeino_asgi import RunMiddleware, RunTracker, combine_lifespans
 from tests.asgi.conftest import answering, connected, store_of
+from tests.http_client import httpx
 
 
 @pytest.mark.parametrize(
@@ -108,6 +110,27 @@ async def test_wrapped_twice_a_request_is_one_run() -> None:
         assert len(response.headers.get_list("x-run-id")) == 1
         assert len(await store_of(outer).search_runs()) == 1
         assert await store_of(inner).search_runs() == []
+
+
+@pytest.mark.parametrize("outside", [{}, {"exclude": ["/api/*"]}])
+async def test_owners_that_an_outer_one_would_pass_by_are_asked_or_refused(outside: Any) -> None:
+    tracker = RunTracker(SkeinoSettings())
+    inner = RunMiddleware(answering(), tracker=tracker, owner=lambda connection: connection.headers["x-user"])
+    async with connected(RunMiddleware(inner, tracker=tracker, **outside)) as client:
+        await tracker.metadata_store.create_thread("adas", owner="ada")
+        thread_id = "adas" if outside else "nobodys"
+        refused = await client.post("/api/chat", headers={"X-Thread-ID": thread_id, "X-User": "bob"})
+    assert refused.status_code == (404 if outside else 500)
+
+
+async def test_one_within_another_that_has_other_settings_is_refused(tmp_path: Path) -> None:
+    settings = SkeinoSettings(checkpointer_scheme="sqlite", checkpointer_uri=str(tmp_path / "skeino.db"))
+    app = RunMiddleware(RunMiddleware(answering(), settings=settings), settings=SkeinoSettings())
+    async with app.tracker.lifespan():
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            with pytest.raises(ConfigurationError, match="other settings"):
+                await client.post("/")
 
 
 def test_natively_and_wrapped_in_starlette_it_opens_once() -> None:

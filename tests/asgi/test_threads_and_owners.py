@@ -79,7 +79,19 @@ async def test_a_callable_finds_the_thread_and_may_be_async() -> None:
         assert (await ended(store_of(app), response.headers["x-run-id"]))["thread_id"] is None
 
 
-@pytest.mark.parametrize("template", ["threads/{thread_id}", "/threads", "/{thread_id}/{thread_id}"])
+@pytest.mark.parametrize(
+    "template",
+    [
+        "threads/{thread_id}",
+        "/threads",
+        "/{thread_id}/{thread_id}",
+        "/x/{user:str}/{thread_id}",
+        "/x/{user-id}/{thread_id}",
+        "/x/{a}/{a}/{thread_id}",
+        "/x/{1}/{thread_id}",
+        "/x/{/{thread_id}",
+    ],
+)
 def test_a_path_template_that_cannot_work_is_refused(template: str) -> None:
     with pytest.raises(ConfigurationError, match="thread_path"):
         RunMiddleware(answering(), settings=SkeinoSettings(), thread_path=template)

@@ -20,7 +20,7 @@ from tests.asgi.graphs import compiled
 CONNECT = {"type": "websocket.connect"}
 
 
-async def run_of(talk: Any, *messages: Any) -> dict[str, Any]:
+async def run_of(talk: Any, *messages: Any, raises: Any = (RuntimeError, WebSocketDisconnect)) -> dict[str, Any]:
     """Serve one connection whose client sends these messages, and return the run's row."""
     app = Starlette(routes=[WebSocketRoute("/ws", talk)])
     wrapped = RunMiddleware(app, settings=SkeinoSettings(), track_websockets=True)
@@ -39,7 +39,7 @@ async def run_of(talk: Any, *messages: Any) -> dict[str, Any]:
         pass
 
     async with wrapped.tracker.lifespan():
-        with contextlib.suppress(RuntimeError, WebSocketDisconnect):
+        with contextlib.suppress(*raises):
             await asyncio.wait_for(wrapped(scope, inbox.get, send), 5)
         (run,) = await store_of(wrapped).search_runs()
         return dict(await ended(store_of(wrapped), run["run_id"]))
@@ -157,6 +157,16 @@ async def test_a_client_may_close_it_at_any_time_but_a_server_that_stops_interru
                 raise
 
     assert (await run_of(talk, {"type": "websocket.disconnect", "code": code}))["status"] == status
+
+
+async def test_a_client_may_close_it_while_a_task_group_listens() -> None:
+    async def talk(websocket: WebSocket) -> None:
+        await websocket.accept()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(websocket.receive_text())
+
+    row = await run_of(talk, {"type": "websocket.disconnect", "code": 1000}, raises=[ExceptionGroup])
+    assert row["status"] == "success"
 
 
 async def test_a_client_that_is_gone_when_it_is_sent_something_leaves_an_interrupted_run() -> None:

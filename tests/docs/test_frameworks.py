@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from asgi_lifespan import LifespanManager
 from django.test import override_settings  # type: ignore[import-untyped]
+from django.urls import path as django_path  # type: ignore[import-untyped]
 
 from skeino.persistence import open_persistence
 from tests.docs.blocks import run_python
@@ -69,8 +70,22 @@ async def test_the_report_is_a_run_of_its_own(names: dict[str, Any]) -> None:
     assert report["metadata"] == {"asked_by": row["run_id"]}
 
 
-async def test_the_hook_reports_the_exception_to_the_row(names: dict[str, Any]) -> None:
-    response, row = await send(names, "litestar_that_reports", "/chat", content=b"Hello")  # no graph is compiled here
+@pytest.mark.parametrize("app", ["litestar_that_reports", "quart_app", "django_app", "blacksheep_app"])
+async def test_the_hooks_report_the_exception_to_the_row(names: dict[str, Any], app: str) -> None:
+    async def fail() -> Any:
+        raise AttributeError("password=hunter2 is wrong")
+
+    async def fail_on_django(request: Any) -> Any:
+        raise AttributeError("password=hunter2 is wrong")
+
+    names["quart_app"].add_url_rule("/fail", view_func=fail, methods=["POST"])
+    names["application"].router.add_post("/fail", fail)
+    django_urls = UrlConf([django_path("fail", fail_on_django)])
+    path = "/chat" if app == "litestar_that_reports" else "/fail"  # no graph is compiled there
+    with override_settings(ROOT_URLCONF=django_urls):
+        response, row = await send(names, app, path, content=b"Hello")
     assert response.status_code == 500
     assert row["error"] is not None
+    assert (row["status"], row["http_status"]) == ("error", 500)
     assert (row["error"]["code"], row["error"]["type"]) == ("exception", "AttributeError")
+    assert "hunter2" not in row["error"]["message"]

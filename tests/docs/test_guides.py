@@ -101,6 +101,12 @@ async def test_runs_fails_a_stream_that_ends_well_formed(builder: Any) -> None:
     assert (row["status"], row["error"]["type"]) == ("error", "ValueError")
 
 
+async def test_settings() -> None:
+    names = await run_python("docs/settings.md")
+    async with open_persistence(names["settings"]) as persistence:
+        assert type(persistence.metadata_store).__name__ == "SqliteMetadataStore"
+
+
 async def test_testing(builder: Any) -> None:
     names = await run_python("docs/testing.md", your_application=answering(), builder=builder)
 

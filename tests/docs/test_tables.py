@@ -64,7 +64,7 @@ def test_settings_with_their_variables_and_defaults() -> None:
     ],
 )
 async def test_options_with_their_defaults(scheme: str, options: dict[str, Any]) -> None:
-    rows = table(README, f"option of `{scheme}`")
+    rows = table(ROOT / "docs/settings.md", f"option of `{scheme}`")
     settings = SkeinoSettings(
         checkpointer_scheme=scheme,
         checkpointer_uri="x",
@@ -99,7 +99,7 @@ def test_errors() -> None:
         for name in skeino.__all__
         if isinstance(getattr(skeino, name), type) and issubclass(getattr(skeino, name), Exception)
     ]
-    assert sorted(names_of(table(README, "error"))) == sorted(set(raised) - {"SkeinoError"})
+    assert sorted(names_of(table(ROOT / "docs/errors.md", "error"))) == sorted(set(raised) - {"SkeinoError"})
 
 
 def test_what_a_metadata_store_must_do() -> None:

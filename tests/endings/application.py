@@ -121,6 +121,7 @@ async def works(request: Exchange) -> None:
     """Without listening to the client."""
     request.say("started")
     await request.opened()
+    request.say("answers")
     await request.answer()
 
 

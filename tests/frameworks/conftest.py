@@ -65,7 +65,9 @@ async def client_of(cell: Cell, recipe: Recipe) -> AsyncIterator[Client]:
     transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as http:
         yield Client(cell, http, recipe.tracker)
-        await recipe.tracker.release(recipe.tracker.opening())  # which the end of the event loop does otherwise
+        await recipe.tracker.openings.release(
+            recipe.tracker.openings.here()
+        )  # which the end of the event loop does otherwise
 
 
 def with_its_own_state(app: ASGIApp) -> ASGIApp:

@@ -26,7 +26,7 @@ class Recipe:
     def is_open(self) -> bool:
         """Whether the tracker is open on this event loop."""
         try:
-            self.tracker.opening()
+            self.tracker.openings.here()
         except StoreUnavailableError:
             return False
         return True

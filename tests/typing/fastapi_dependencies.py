@@ -10,14 +10,14 @@ from langgraph.graph import MessagesState, StateGraph
 
 from skeino import Run
 from skeino.persistence import MetadataStoreProtocol
-from skeino_asgi.fastapi import Checkpointer, CurrentRun, MetadataStore
+from skeino_asgi.fastapi import Checkpointer, CurrentMetadataStore, CurrentRun
 
 app = FastAPI()
 builder: StateGraph[MessagesState] = StateGraph(MessagesState)
 
 
 @app.post("/chat")
-async def chat(message: str, run: CurrentRun, checkpointer: Checkpointer, store: MetadataStore) -> str:
+async def chat(message: str, run: CurrentRun, checkpointer: Checkpointer, store: CurrentMetadataStore) -> str:
     assert_type(run, Run)
     assert_type(run.config, RunnableConfig)
     assert_type(run.run_id, str)

@@ -7,7 +7,7 @@ from skeino.runs import Run
 from skeino_asgi.correlation import correlation_of
 
 
-async def write_row(run: Run, store: MetadataStoreProtocol, worker_id: str) -> None:
+async def write_row(run: Run, store: MetadataStoreProtocol, worker_id: str, *, with_thread: bool = True) -> None:
     """Write the row; again, if need be: the store knows the run by its id.
 
     Raises:
@@ -16,7 +16,7 @@ async def write_row(run: Run, store: MetadataStoreProtocol, worker_id: str) -> N
     metadata, kwargs = ({}, None) if run.describe is None else run.describe()
     if run.traceparent is not None:
         kwargs = {**(kwargs or {}), "traceparent": run.traceparent}
-    thread_id = run.thread_id
+    thread_id = run.thread_id if with_thread else None
     await store.start_run(
         run.run_id,
         worker_id=worker_id,
@@ -27,6 +27,6 @@ async def write_row(run: Run, store: MetadataStoreProtocol, worker_id: str) -> N
         kwargs=kwargs,
         created_at=run.started_at,
     )
-    run.record = None
+    run.write_row = None
     if thread_id is not None and run.creates_thread:
         run.mark_attached(thread_id)
