@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import AsyncIterator
 from types import ModuleType
 from typing import Any
 
 import pytest
 from asgi_lifespan import LifespanManager
+from django.core.signals import got_request_exception  # type: ignore[import-untyped]
 from django.test import override_settings  # type: ignore[import-untyped]
 from django.urls import path as django_path  # type: ignore[import-untyped]
 
@@ -26,11 +28,13 @@ class UrlConf:
 
 
 @pytest.fixture
-async def names(builder: Any, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+async def names(builder: Any, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[dict[str, Any]]:
     """What the page's names stand for in the end."""
     configure()
     monkeypatch.setitem(sys.modules, "__docs__", ModuleType("__docs__"))  # Litestar looks up its handlers' module
-    return await run_python("docs/frameworks.md", builder=builder)
+    names = await run_python("docs/frameworks.md", builder=builder)
+    yield names
+    got_request_exception.disconnect(names["report_from_django"])  # which is all of Django's, in all tests
 
 
 async def send(names: dict[str, Any], app: str, path: str, **options: Any) -> tuple[httpx.Response, dict[str, Any]]:
