@@ -280,6 +280,17 @@ async def test_cancelled_callers_neither_lose_nor_double_a_write(store: Metadata
     assert {run["run_id"] for run in await store.search_runs()} == set(ids)
 
 
+async def test_a_deleted_thread_does_not_come_back_by_a_cancelled_call(store: MetadataStore) -> None:
+    for _ in range(5):
+        await store.create_thread("t")
+        starts = [asyncio.create_task(started(store, "t")) for _ in range(5)]
+        await asyncio.sleep(0)
+        for start in starts:
+            start.cancel()
+        await store.delete_thread("t", force=True)
+        assert await everything(store) == ([], [])
+
+
 async def test_closing_waits_for_what_was_asked(settings: SkeinoSettings, module_database: str) -> None:
     empty(module_database)
     ids = [new_id() for _ in range(600)]
@@ -334,6 +345,31 @@ async def test_a_batch_that_collides_is_repeated(
     monkeypatch.setattr(writer, "_fetch", colliding)
     await asyncio.gather(*(started(store, f"t{number}") for number in range(5)))
     assert statements == [batches.START_RUNS_ON_THREADS] * 3
+
+
+async def test_a_server_that_is_away_fails_a_batch_once(settings: SkeinoSettings, module_database: str) -> None:
+    small = settings.model_copy(update={"checkpointer_options": {"pool_max_size": 1, "pool_timeout": 0.5}})
+    async with open_persistence(small) as persistence:
+        store = persistence.metadata_store
+        async with persistence.metadata_store._database.connection():  # type: ignore[attr-defined]
+            begin = time.monotonic()
+            calls: list[Any] = [started(store, thread) for thread in ("a", "b", None, None)]
+            calls += [store.attach_thread(new_id(), thread, owner=None) for thread in ("c", "d")]
+            calls += [store.finish_run(ending(new_id())) for _ in range(2)]
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+            assert time.monotonic() - begin < 1.2
+        assert {type(answer) for answer in answers} == {StoreUnavailableError}
+        assert not any(answer.maybe_done for answer in answers)  # type: ignore[union-attr]
+        await started(store, "a")
+
+
+async def test_a_run_may_have_its_threads_name(store: MetadataStore, module_database: str) -> None:
+    with only_good_rows(module_database):
+        ids = [new_id() for _ in range(5)]
+        calls = (started(store, one, run_id=one, metadata={"bad": one == ids[2]}) for one in ids)
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert [isinstance(answer, str) for answer in answers] == [True, True, False, True, True]
+    await store.delete_thread(ids[0], force=True)
 
 
 async def test_two_processes_that_end_runs_on_the_same_threads_do_not_hinder_each_other(

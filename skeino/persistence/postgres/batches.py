@@ -25,7 +25,11 @@ Values = Mapping[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class Kind:
-    """A kind of write. One of a kind is written by `one`, several by `many`; with None, by the other."""
+    """A kind of write. One of a kind is written by `one`, several by `many`.
+
+    Without `one`, one is written by `many`. Without `many`, it is written after all that came before it, and before
+    what comes after; and without both, nothing is.
+    """
 
     one: str | None
     many: str | None
@@ -181,3 +185,6 @@ START_ON_THREAD: Final = Kind(START_RUN_ON_THREAD, START_RUNS_ON_THREADS, _colum
 ATTACH: Final = Kind(ATTACH_RUN, ATTACH_RUNS, _columns(_ATTACH))
 FINISH: Final = Kind(FINISH_RUN, FINISH_RUNS, _columns(_FINISH))
 INTERRUPT: Final = Kind(INTERRUPT_RUNS, None, _columns({}))
+
+NOTHING: Final = Kind(None, None, _columns({}))
+"""To wait for what came before: calls that were cancelled, but whose writes are on their way."""

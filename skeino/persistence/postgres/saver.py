@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import psycopg
 from langgraph.checkpoint.base import WRITES_IDX_MAP, get_serializable_checkpoint_metadata
@@ -26,6 +27,8 @@ from skeino.persistence.stamping import RunStampMixin
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
     from langgraph.checkpoint.base import ChannelVersions, Checkpoint, CheckpointMetadata, CheckpointTuple
+
+T = TypeVar("T")
 
 _UNIQUE_VIOLATION: Final = "23505"
 
@@ -54,7 +57,7 @@ class PostgresDatabaseSaver(AsyncPostgresSaver):
             async with together, connection.cursor(binary=True, row_factory=dict_row) as cursor:
                 yield cursor
 
-    # ── Writing: as the stock saver, but together with others, and in one statement ─────────────────────
+    # ── Writing: as the stock saver, but together with others, and in one statement ──────────────────────
 
     async def aput(
         self,
@@ -67,7 +70,7 @@ class PostgresDatabaseSaver(AsyncPostgresSaver):
         thread_id, namespace = configurable["thread_id"], configurable["checkpoint_ns"]
         inline, values = _inline_and_blobs(checkpoint["channel_values"])
         versions = {channel: version for channel, version in new_versions.items() if channel in values}
-        blobs = self._dump_blobs(thread_id, namespace, values, versions)
+        blobs = await _serialized(self._dump_blobs, thread_id, namespace, values, versions)
         row = (
             thread_id,
             namespace,
@@ -92,7 +95,7 @@ class PostgresDatabaseSaver(AsyncPostgresSaver):
             return
         configurable = config["configurable"]
         place = (configurable["thread_id"], configurable["checkpoint_ns"], configurable["checkpoint_id"])
-        rows = self._dump_writes(*place, task_id, task_path, writes)
+        rows = await _serialized(self._dump_writes, *place, task_id, task_path, writes)
         kind = INSERTED
         if all(channel in WRITES_IDX_MAP for channel, _ in writes):
             kind, rows = UPSERTED, list({row[5]: row for row in rows}.values())  # the last of each index
@@ -116,15 +119,21 @@ class PostgresDatabaseSaver(AsyncPostgresSaver):
         for checkpoint in found:  # the connection is back in the pool by now
             yield checkpoint
 
-    # ── What the stock saver lacks, and its pruning with our errors ──────────────────────────────────────
+    # ── Deleting and copying: what the stock saver lacks, and its pruning with our errors ────────────────
+
+    async def adelete_thread(self, thread_id: str) -> None:
+        await self._settled(thread_id)
+        await super().adelete_thread(thread_id)
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
         wanted = checked_run_ids(run_ids)
+        await self._settled()
         async with self.database.connection() as connection:
             await history.delete_for_runs(connection, wanted)
 
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         source, target = checked_copy(source_thread_id, target_thread_id)
+        await self._settled(source, target)
         try:
             async with self.database.connection() as connection:
                 await history.copy_thread(connection, source, target)
@@ -135,6 +144,7 @@ class PostgresDatabaseSaver(AsyncPostgresSaver):
 
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
         threads, strategy = checked_prune(thread_ids, strategy)
+        await self._settled(*threads)
         try:
             await super().aprune(threads, strategy=strategy)
         except NotImplementedError as exc:
@@ -142,6 +152,11 @@ class PostgresDatabaseSaver(AsyncPostgresSaver):
                 "One of the threads has delta channels, which are rebuilt from its older checkpoints: it cannot be "
                 "pruned to the latest ones."
             ) from exc
+
+    async def _settled(self, *threads: str) -> None:
+        """Wait for the writes of calls that were cancelled: what is deleted must not come back."""
+        for thread_id in threads or (None,):
+            await self.database.writer.settled(("checkpoints", thread_id))
 
     # ── `StateInventory` ─────────────────────────────────────────────────────────────────────────────────
 
@@ -218,6 +233,28 @@ def _json(value: Any) -> str:
     """As psycopg writes it into a `jsonb`, whatever it has been told to do that with."""
     dumper = psycopg.adapters.get_dumper(Jsonb, PyFormat.TEXT)(Jsonb)
     return bytes(dumper.dump(Jsonb(value)) or b"").decode()
+
+
+async def _serialized(dump: Callable[..., T], *arguments: Any) -> T:
+    """The result of `dump`; in a thread if the arguments are large. For small ones the way there takes longer."""
+    return await asyncio.to_thread(dump, *arguments) if _is_large(arguments) else dump(*arguments)
+
+
+def _is_large(value: Any) -> bool:
+    """Whether it has more than some hundred parts, or KiB of text: a guess, which looks at no more than that."""
+    left = 100
+    parts = [value]
+    while parts and left > 0:
+        one = parts.pop()
+        if isinstance(one, str | bytes | bytearray):
+            left -= len(one) // 1024
+        elif isinstance(one, list | tuple | dict | set | frozenset):
+            left -= len(one)
+            if left > 0:
+                parts += one.values() if isinstance(one, dict) else one
+        elif not isinstance(one, int | float | None):
+            left -= 5  # a message, say: its class takes part in it
+    return left <= 0
 
 
 class StampedPostgresSaver(RunStampMixin, PostgresDatabaseSaver):

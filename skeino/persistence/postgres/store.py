@@ -229,6 +229,7 @@ class MetadataStore:
                 )
                 await connection.execute("DELETE FROM app_threads WHERE thread_id = %(id)s", values)  # runs by cascade
 
+        await self._database.writer.settled(thread_id)
         await repeated(delete)
 
     # ── Rows put back as they were ───────────────────────────────────────────────────────────────────────

@@ -17,7 +17,7 @@ from psycopg.rows import DictRow
 
 from skeino.errors import SchemaError, StoreError, StoreUnavailableError
 from skeino.persistence.group_commit import GroupCommit
-from skeino.persistence.postgres.batches import Kind, Values
+from skeino.persistence.postgres.batches import NOTHING, Kind, Values
 
 T = TypeVar("T")
 Rows = list[DictRow]
@@ -48,7 +48,7 @@ class Writer:
         self._place = place
         self._operation_timeout = operation_timeout
         self._group: GroupCommit[_Write] = GroupCommit(self._write_batch, f"PostgreSQL at {place}")
-        self._alone: dict[Hashable, asyncio.Task[Rows]] = {}
+        self._alone: dict[Hashable, set[asyncio.Task[Rows]]] = {}
 
     async def write(self, kind: Kind, values: Values, key: Hashable, *, thread: Hashable = None, size: int = 0) -> Rows:
         """The rows that the write results in; it is committed when this returns.
@@ -65,7 +65,7 @@ class Writer:
         Raises:
             StoreUnavailableError, InvalidInputError, SchemaError, StoreError: as `translated_errors`.
         """
-        keys = (key,) if thread is None else (key, thread)
+        keys = (key,) if thread in (None, key) else (key, thread)
         write = _Write(kind, values, keys, size, asyncio.get_running_loop().time() + self._operation_timeout)
         with self._in_time():
             async with asyncio.timeout_at(write.deadline):
@@ -73,11 +73,15 @@ class Writer:
                 rows: Rows = await asyncio.shield(answer) if isinstance(answer, asyncio.Task) else answer
                 return rows
 
+    async def settled(self, thread: Hashable) -> None:
+        """Wait until what was asked for before has been done; what is held up only if it is on this thread."""
+        await self.write(NOTHING, {}, thread)
+
     async def close(self) -> None:
         """Take no more writes, and wait until those there are have been answered."""
         await self._group.close()
         while self._alone:
-            await asyncio.wait(self._alone.values())
+            await asyncio.wait(set().union(*self._alone.values()))
 
     async def _write_batch(self, writes: Sequence[_Write]) -> Sequence[Any]:
         """An answer for each: its rows, its exception, or the task that goes on to write it."""
@@ -85,11 +89,10 @@ class Writer:
             return [await self._write_one(writes[0])]
         answers: dict[int, Any] = {}
         for kind, members in _statements(writes):
-            try:
-                written = await self._write_some(kind, [writes[index] for index in members])
-            except StoreUnavailableError as exc:  # the others would wait as long, one after the other
-                return [answers.get(index, exc) for index in range(len(writes))]
+            written = await self._write_some(kind, [writes[index] for index in members])
             answers |= zip(members, written, strict=True)
+            if away := next((answer for answer in written if _is_away(answer)), None):
+                return [answers.get(index, away) for index in range(len(writes))]  # they would wait as long in vain
         return [answers[index] for index in range(len(writes))]
 
     async def _write_some(self, kind: Kind, writes: Sequence[_Write]) -> Sequence[Any]:
@@ -97,30 +100,22 @@ class Writer:
             return [await self._write_one(write) for write in writes]
         held_up = {write.keys[0]: self._write_alone(write) for write in writes if self._is_held_up(write)}
         free = [write for write in writes if write.keys[0] not in held_up]
-        answers: dict[Hashable, Any] = {**held_up}
-        if free:
-            answers |= await self._write_many(kind, free)
+        answers = {**held_up, **(await self._write_many(kind, free) if free else {})}
         return [answers[write.keys[0]] for write in writes]
 
     async def _write_many(self, kind: Kind, writes: Sequence[_Write]) -> dict[Hashable, Any]:
-        """The answers by key.
-
-        Raises:
-            StoreUnavailableError: none of them can be written now.
-        """
+        """The answers by key."""
         assert kind.many is not None
         for _ in range(_ATTEMPTS):
             try:
                 values = kind.arrays([write.values for write in writes])
                 values["patience"] = f"{round(1000 * PATIENCE)}ms"
                 rows = await self._fetch(kind.many, values, prepare=False)
-            except SchemaError as exc:
-                return {write.keys[0]: exc for write in writes}
-            except StoreUnavailableError as exc:
+            except (StoreUnavailableError, SchemaError) as exc:
                 if exc.sqlstate in _MAY_BE_ONE:
                     break
                 if exc.sqlstate not in _COLLIDED:
-                    raise
+                    return {write.keys[0]: exc for write in writes}
             except Exception:  # one of them is bad: written alone, it gets its own error
                 break
             else:
@@ -141,28 +136,31 @@ class Writer:
 
     def _write_alone(self, write: _Write) -> asyncio.Task[Rows]:
         """Write it by itself, after what has its keys; whether its caller is still there or not."""
-        before = self._alone.get(write.keys[0])
+        before = tuple(self._alone.get(write.keys[0], ()))
         task = asyncio.get_running_loop().create_task(self._rows_of_one(write, before), name="skeino writer")
-        self._alone |= dict.fromkeys(write.keys, task)
+        for key in write.keys:
+            self._alone.setdefault(key, set()).add(task)
         task.add_done_callback(lambda _: self._forget(write, task))
         return task
 
-    async def _rows_of_one(self, write: _Write, before: asyncio.Task[Rows] | None) -> Rows:
-        if before is not None:
+    async def _rows_of_one(self, write: _Write, before: Sequence[asyncio.Task[Rows]]) -> Rows:
+        if before:
             with self._in_time():
                 async with asyncio.timeout_at(write.deadline):
-                    await asyncio.wait([before])
+                    await asyncio.wait(before)
         kind = write.kind
         if kind.one is not None:
             statement, values = kind.one, dict(write.values)
-        else:
-            assert kind.many is not None
+        elif kind.many is not None:
             statement, values = kind.many, {**kind.arrays([write.values]), "patience": None}
+        else:
+            return []
         return await repeated(lambda: self._fetch(statement, values))
 
     def _forget(self, write: _Write, task: asyncio.Task[Rows]) -> None:
         for key in write.keys:
-            if self._alone.get(key) is task:
+            self._alone[key].discard(task)
+            if not self._alone[key]:
                 del self._alone[key]
         if not task.cancelled():
             task.exception()  # its caller may be gone
@@ -184,6 +182,11 @@ class _Write(NamedTuple):
     size: int
     deadline: float
     """By the event loop's clock."""
+
+
+def _is_away(answer: Any) -> bool:
+    """Whether it says that the server cannot be reached, or is too slow."""
+    return isinstance(answer, StoreUnavailableError) and answer.sqlstate is None
 
 
 def _statements(writes: Sequence[_Write]) -> Iterator[tuple[Kind, list[int]]]:
