@@ -198,6 +198,48 @@ async def test_an_end_for_a_deleted_thread_fails_alone_and_brings_nothing_back(s
     assert (await the_run(store, reading))["thread_id"] is None
 
 
+async def test_what_is_refused_alone_is_refused_in_a_batch(store: MetadataStore, statements: list[str]) -> None:
+    ended, tied, loose = await asyncio.gather(started(store, "t"), started(store, "t"), started(store))
+    await store.finish_run(ending(ended))
+    await store.create_thread("bob's", owner="bob")
+    reading = [await started(store, owner="ann") for _ in range(2)]
+
+    statements.clear()
+    ends = [ending(tied, worker_id="another"), ending(ended, status="error", thread_status="error")]
+    ends += [ending(run_id, thread_id="bob's") for run_id in reading]
+    assert await asyncio.gather(*(store.finish_run(end) for end in ends)) == [False, False, True, True]
+    assert statements == [batches.FINISH_RUNS]
+    found = [await the_run(store, run_id) for run_id in (tied, ended, *reading)]
+    assert [(run["status"], run["thread_id"]) for run in found] == [
+        ("running", "t"),
+        ("success", "t"),
+        ("success", None),
+        ("success", None),
+    ]
+    assert [(await the_thread(store, name))["status"] for name in ("t", "bob's")] == ["busy", "idle"]
+
+    statements.clear()
+    answers = await asyncio.gather(
+        *(started(store, name, owner="ann", create_thread=False) for name in ("bob's", "new")), return_exceptions=True
+    )
+    assert [type(answer) for answer in answers] == [ThreadNotFoundError, str]
+    assert statements[0] == batches.START_READING_RUNS
+
+    statements.clear()
+    await asyncio.gather(
+        *(store.attach_thread(run_id, "other", owner=None) for run_id in (tied, ended, reading[0], loose))
+    )
+    assert statements == [batches.ATTACH_RUNS]
+    found = [await the_run(store, run_id) for run_id in (tied, ended, reading[0], loose)]
+    assert [run["thread_id"] for run in found] == ["t", "t", None, "other"]
+
+    await store.delete_thread("t", ignore_run=tied, force=True)
+    statements.clear()
+    await asyncio.gather(started(store, "t", run_id=tied), started(store, "u"))
+    assert statements[0] == batches.START_RUNS_ON_THREADS
+    assert await store.get_thread("t") is None
+
+
 async def test_a_bad_row_fails_alone(store: MetadataStore, statements: list[str], module_database: str) -> None:
     with only_good_rows(module_database):
         answers = await asyncio.gather(
@@ -363,13 +405,16 @@ async def test_a_server_that_is_away_fails_a_batch_once(settings: SkeinoSettings
         await started(store, "a")
 
 
-async def test_a_run_may_have_its_threads_name(store: MetadataStore, module_database: str) -> None:
+async def test_a_run_may_have_its_threads_name(
+    store: MetadataStore, module_database: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with only_good_rows(module_database):
         ids = [new_id() for _ in range(5)]
         calls = (started(store, one, run_id=one, metadata={"bad": one == ids[2]}) for one in ids)
         answers = await asyncio.gather(*calls, return_exceptions=True)
     assert [isinstance(answer, str) for answer in answers] == [True, True, False, True, True]
     await store.delete_thread(ids[0], force=True)
+    assert not caplog.records
 
 
 async def test_two_processes_that_end_runs_on_the_same_threads_do_not_hinder_each_other(
