@@ -22,6 +22,7 @@ from skeino.errors import (
     StoreUnavailableError,
 )
 from skeino.persistence.postgres import schema
+from skeino.persistence.postgres.writer import Writer
 from skeino.persistence.registry import CheckpointerSpec
 
 Connection = AsyncConnection[DictRow]
@@ -60,6 +61,7 @@ class PostgresDatabase:
         self.pipeline = pipeline
         self._operation_timeout = operation_timeout
         self._returning: set[asyncio.Future[None]] = set()
+        self.writer = Writer(self.fetch, place, operation_timeout)
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
@@ -99,10 +101,10 @@ class PostgresDatabase:
             await connection.close()
             await self._give_back(connection)  # which makes the pool open another
 
-    async def fetch(self, statement: str, values: dict[str, Any]) -> list[DictRow]:
+    async def fetch(self, statement: str, values: dict[str, Any], *, prepare: bool | None = None) -> list[DictRow]:
         """The rows of one statement, which is a transaction of its own."""
         async with self.connection() as connection:
-            cursor = await connection.execute(statement, values)  # type: ignore[call-overload,unused-ignore]
+            cursor = await connection.execute(statement, values, prepare=prepare)  # type: ignore[call-overload,unused-ignore]
             return await cursor.fetchall() if cursor.description else []
 
 
@@ -160,7 +162,11 @@ async def open_database(spec: CheckpointerSpec) -> AsyncIterator[PostgresDatabas
     )
     try:
         await pool.open()
-        yield PostgresDatabase(pool, place, options["operation_timeout"], options["pipeline"])
+        database = PostgresDatabase(pool, place, options["operation_timeout"], options["pipeline"])
+        try:
+            yield database
+        finally:
+            await database.writer.close()
     finally:
         await pool.close(timeout=options["pool_timeout"])
 

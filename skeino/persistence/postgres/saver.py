@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
+import psycopg
+from langgraph.checkpoint.base import WRITES_IDX_MAP, get_serializable_checkpoint_metadata
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from psycopg import AsyncCursor
+from psycopg.adapt import PyFormat
 from psycopg.rows import DictRow, dict_row
+from psycopg.types.json import Jsonb
 
 from skeino.errors import DeltaChannelError, StoreError, ThreadExistsError
 from skeino.persistence.inventory import StoredWrite
 from skeino.persistence.postgres import history
+from skeino.persistence.postgres.checkpoints import CHECKPOINT, INSERTED, UPSERTED
 from skeino.persistence.postgres.connections import PostgresDatabase
 from skeino.persistence.pruning import checked_copy, checked_prune, checked_run_ids, target_exists
 from skeino.persistence.stamping import RunStampMixin
 
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
-    from langgraph.checkpoint.base import CheckpointTuple
+    from langgraph.checkpoint.base import ChannelVersions, Checkpoint, CheckpointMetadata, CheckpointTuple
+
+T = TypeVar("T")
 
 _UNIQUE_VIOLATION: Final = "23505"
 
@@ -48,6 +57,56 @@ class PostgresDatabaseSaver(AsyncPostgresSaver):
             async with together, connection.cursor(binary=True, row_factory=dict_row) as cursor:
                 yield cursor
 
+    # ── Writing: as the stock saver, but together with others, and in one statement ──────────────────────
+
+    async def aput(
+        self,
+        config: RunnableConfig,
+        checkpoint: Checkpoint,
+        metadata: CheckpointMetadata,
+        new_versions: ChannelVersions,
+    ) -> RunnableConfig:
+        configurable = config["configurable"]
+        thread_id, namespace = configurable["thread_id"], configurable["checkpoint_ns"]
+        inline, values = _inline_and_blobs(checkpoint["channel_values"])
+        versions = {channel: version for channel, version in new_versions.items() if channel in values}
+        blobs = await _serialized(self._dump_blobs, thread_id, namespace, values, versions)
+        row = (
+            thread_id,
+            namespace,
+            checkpoint["id"],
+            configurable.get("checkpoint_id"),
+            _json({**checkpoint, "channel_values": inline}),
+            _json(get_serializable_checkpoint_metadata(config, metadata)),
+        )
+        await self.database.writer.write(
+            CHECKPOINT,
+            {"checkpoint": row, "blobs": blobs},
+            ("checkpoint", *row[:3]),
+            thread=("checkpoints", thread_id),
+            size=len(row[4]) + len(row[5]) + sum(len(blob[5] or b"") for blob in blobs),
+        )
+        return {"configurable": {"thread_id": thread_id, "checkpoint_ns": namespace, "checkpoint_id": checkpoint["id"]}}
+
+    async def aput_writes(
+        self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
+    ) -> None:
+        if not writes:
+            return
+        configurable = config["configurable"]
+        place = (configurable["thread_id"], configurable["checkpoint_ns"], configurable["checkpoint_id"])
+        rows = await _serialized(self._dump_writes, *place, task_id, task_path, writes)
+        kind = INSERTED
+        if all(channel in WRITES_IDX_MAP for channel, _ in writes):
+            kind, rows = UPSERTED, list({row[5]: row for row in rows}.values())  # the last of each index
+        await self.database.writer.write(
+            kind,
+            {"rows": rows},
+            ("writes", *place, task_id),
+            thread=("checkpoints", place[0]),
+            size=sum(len(row[8]) for row in rows),
+        )
+
     async def alist(
         self,
         config: RunnableConfig | None,
@@ -60,15 +119,21 @@ class PostgresDatabaseSaver(AsyncPostgresSaver):
         for checkpoint in found:  # the connection is back in the pool by now
             yield checkpoint
 
-    # ── What the stock saver lacks, and its pruning with our errors ──────────────────────────────────────
+    # ── Deleting and copying: what the stock saver lacks, and its pruning with our errors ────────────────
+
+    async def adelete_thread(self, thread_id: str) -> None:
+        await self._settled(thread_id)
+        await super().adelete_thread(thread_id)
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
         wanted = checked_run_ids(run_ids)
+        await self._settled()
         async with self.database.connection() as connection:
             await history.delete_for_runs(connection, wanted)
 
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
         source, target = checked_copy(source_thread_id, target_thread_id)
+        await self._settled(source, target)
         try:
             async with self.database.connection() as connection:
                 await history.copy_thread(connection, source, target)
@@ -79,6 +144,7 @@ class PostgresDatabaseSaver(AsyncPostgresSaver):
 
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
         threads, strategy = checked_prune(thread_ids, strategy)
+        await self._settled(*threads)
         try:
             await super().aprune(threads, strategy=strategy)
         except NotImplementedError as exc:
@@ -86,6 +152,11 @@ class PostgresDatabaseSaver(AsyncPostgresSaver):
                 "One of the threads has delta channels, which are rebuilt from its older checkpoints: it cannot be "
                 "pruned to the latest ones."
             ) from exc
+
+    async def _settled(self, *threads: str) -> None:
+        """Wait for the writes of calls that were cancelled: what is deleted must not come back."""
+        for thread_id in threads or (None,):
+            await self.database.writer.settled(("checkpoints", thread_id))
 
     # ── `StateInventory` ─────────────────────────────────────────────────────────────────────────────────
 
@@ -142,6 +213,48 @@ class PostgresDatabaseSaver(AsyncPostgresSaver):
         values = [(thread_id, checkpoint_ns, checkpoint_id, *write) for write in writes]
         async with self._cursor(pipeline=True) as cursor:
             await cursor.executemany(self.INSERT_CHECKPOINT_WRITES_SQL, values)
+
+
+def _inline_and_blobs(channel_values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Channels' values as the stock saver divides them: what the checkpoint's row has, and what has rows of its own."""
+    inline: dict[str, Any] = {}
+    blobs: dict[str, Any] = {}
+    for channel, value in channel_values.items():
+        if isinstance(value, _DeltaSnapshot):
+            inline[channel], blobs[channel] = True, value
+        elif value is None or isinstance(value, str | int | float | bool):
+            inline[channel] = value
+        else:
+            blobs[channel] = value
+    return inline, blobs
+
+
+def _json(value: Any) -> str:
+    """As psycopg writes it into a `jsonb`, whatever it has been told to do that with."""
+    dumper = psycopg.adapters.get_dumper(Jsonb, PyFormat.TEXT)(Jsonb)
+    return bytes(dumper.dump(Jsonb(value)) or b"").decode()
+
+
+async def _serialized(dump: Callable[..., T], *arguments: Any) -> T:
+    """The result of `dump`; in a thread if the arguments are large. For small ones the way there takes longer."""
+    return await asyncio.to_thread(dump, *arguments) if _is_large(arguments) else dump(*arguments)
+
+
+def _is_large(value: Any) -> bool:
+    """Whether it has more than some hundred parts, or KiB of text: a guess, which looks at no more than that."""
+    left = 100
+    parts = [value]
+    while parts and left > 0:
+        one = parts.pop()
+        if isinstance(one, str | bytes | bytearray):
+            left -= len(one) // 1024
+        elif isinstance(one, list | tuple | dict | set | frozenset):
+            left -= len(one)
+            if left > 0:
+                parts += one.values() if isinstance(one, dict) else one
+        elif not isinstance(one, int | float | None):
+            left -= 5  # a message, say: its class takes part in it
+    return left <= 0
 
 
 class StampedPostgresSaver(RunStampMixin, PostgresDatabaseSaver):

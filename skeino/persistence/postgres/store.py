@@ -6,7 +6,7 @@ stored: it is derived from the active runs, so nothing has to be put right when 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TypeVar, Unpack
 
@@ -19,21 +19,17 @@ from skeino.errors import (
     ThreadExistsError,
     ThreadNotFoundError,
 )
+from skeino.persistence.postgres.batches import ATTACH, FINISH, INTERRUPT, START, START_ON_THREAD, START_READING
 from skeino.persistence.postgres.connections import PostgresDatabase
 from skeino.persistence.postgres.statements import (
     ACTIVE,
-    ATTACH_RUN,
-    FINISH_RUN,
     INSERT_THREAD,
-    INTERRUPT_RUNS,
     IS_BUSY,
     LOCK_THREADS,
     RUN_FIELDS,
     SELECT_RUNS,
     SELECT_THREADS,
-    START_READING_RUN,
     START_RUN,
-    START_RUN_ON_THREAD,
     THREAD_FIELDS,
     WAS_FINISHED_SO,
     run_of,
@@ -44,6 +40,7 @@ from skeino.persistence.postgres.statements import (
     ttl_values,
     where_one,
 )
+from skeino.persistence.postgres.writer import repeated
 from skeino.persistence.protocol import NewThread, RunSearch, RunStart, ThreadSearch
 from skeino.persistence.queries import (
     checked_error,
@@ -69,7 +66,6 @@ T = TypeVar("T")
 RowT = TypeVar("RowT", ThreadRow, RunRow)
 
 _ATTEMPTS: Final = 20
-_LOST: Final = ("40P01", "23503")  # deadlock detected; foreign key violation: the thread went away meanwhile
 
 
 class MetadataStore:
@@ -77,6 +73,7 @@ class MetadataStore:
 
     def __init__(self, database: PostgresDatabase) -> None:
         self._database = database
+        self._write = database.writer.write
 
     # ── A run's life ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -85,11 +82,11 @@ class MetadataStore:
         thread_id, owner, create_thread = run["thread_id"], run["owner"], start.get("create_thread", True)
         values = run_values(run)
         if thread_id is None:
-            await self._database.fetch(START_RUN, values)
+            await self._write(START, values, run_id)
             return
-        statement = START_RUN_ON_THREAD if create_thread else START_READING_RUN
+        kind = START_ON_THREAD if create_thread else START_READING
         for _ in range(_ATTEMPTS):
-            if await _repeated(lambda: self._database.fetch(statement, values)):
+            if await self._write(kind, values, run_id, thread=thread_id):
                 return
             await self._refuse_other_owner(thread_id, owner)
             if await self.get_run(run_id) is not None:
@@ -101,7 +98,7 @@ class MetadataStore:
         thread = new_thread(thread_id, {"owner": owner})
         values = {"run_id": run_id, "thread_id": thread_id, "owner": owner, "created_at": thread["created_at"]}
         for _ in range(_ATTEMPTS):
-            if await _repeated(lambda: self._database.fetch(ATTACH_RUN, values)):
+            if await self._write(ATTACH, values, run_id, thread=thread_id):
                 return
             await self._refuse_other_owner(thread_id, owner)
         raise StoreError(f"The thread {thread_id!r} comes and goes: the run could not be tied to it.")
@@ -113,14 +110,14 @@ class MetadataStore:
             "metadata": Jsonb(finish["metadata"]),
             "error": None if finish["error"] is None else Jsonb(finish["error"]),
         }
-        if await _repeated(lambda: self._database.fetch(FINISH_RUN, values)):
+        if await self._write(FINISH, values, finish["run_id"], thread=finish["thread_id"]):
             return True
         return bool(await self._database.fetch(WAS_FINISHED_SO, values))
 
     async def interrupt_runs(self, worker_id: str, error: RunError) -> int:
         validate_id(worker_id, "worker_id")
         values = {"worker_id": worker_id, "now": datetime.now(UTC), "error": Jsonb(checked_error(error))}
-        rows = await _repeated(lambda: self._database.fetch(INTERRUPT_RUNS, values))
+        rows = await self._write(INTERRUPT, values, worker_id)
         number: int = rows[0]["number"]
         return number
 
@@ -232,7 +229,8 @@ class MetadataStore:
                 )
                 await connection.execute("DELETE FROM app_threads WHERE thread_id = %(id)s", values)  # runs by cascade
 
-        await _repeated(delete)
+        await self._database.writer.settled(thread_id)
+        await repeated(delete)
 
     # ── Rows put back as they were ───────────────────────────────────────────────────────────────────────
 
@@ -245,7 +243,7 @@ class MetadataStore:
                 await cursor.executemany(INSERT_THREAD, values)
                 return cursor.rowcount
 
-        return await _repeated(restore) if values else 0
+        return await repeated(restore) if values else 0
 
     async def restore_runs(self, rows: Sequence[RunRow]) -> int:
         runs = restored_runs(rows)
@@ -262,23 +260,12 @@ class MetadataStore:
                 await cursor.executemany(START_RUN, values)  # type: ignore[arg-type,unused-ignore]
                 return cursor.rowcount
 
-        return await _repeated(restore) if values else 0
+        return await repeated(restore) if values else 0
 
     async def _refuse_other_owner(self, thread_id: str, owner: str | None) -> None:
         thread = await self.get_thread(thread_id)
         if thread is not None and thread["owner"] != owner:
             raise ThreadNotFoundError(f"There is no thread {thread_id!r}.")
-
-
-async def _repeated(operation: Callable[[], Awaitable[T]]) -> T:
-    """Repeat an operation that lost against a concurrent one, and that the database has undone as a whole."""
-    for _ in range(_ATTEMPTS - 1):
-        try:
-            return await operation()
-        except StoreError as exc:
-            if exc.sqlstate not in _LOST:
-                raise
-    return await operation()
 
 
 def _in_order(rows: Sequence[RowT], column: str) -> list[RowT]:

@@ -1,0 +1,190 @@
+"""The SQL of writes that are written together: each kind of write is one statement over arrays.
+
+What a statement for many stores is what the one for one would have stored for each of them, in their order. It locks
+rows in the order of their ids: other processes write batches, too, and would otherwise wait for this one in a circle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from skeino.persistence.postgres.statements import (
+    ACTIVE,
+    ATTACH_RUN,
+    FINISH_RUN,
+    INTERRUPT_RUNS,
+    START_READING_RUN,
+    START_RUN,
+    START_RUN_ON_THREAD,
+)
+
+Values = Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Kind:
+    """A kind of write. One of a kind is written by `one`, several by `many`.
+
+    Without `one`, one is written by `many`. Without `many`, it is written after all that came before it, and before
+    what comes after; and without both, nothing is.
+    """
+
+    one: str | None
+    many: str | None
+    arrays: Callable[[Sequence[Values]], dict[str, Any]]
+    """The values of several, as `many` takes them."""
+
+
+def given(name: str, types: Mapping[str, str]) -> str:
+    """The common table `name`: a row for each write, whose columns come as binary arrays, and its `position`."""
+    arrays = ", ".join(f"%({column})b::{of_type}[]" for column, of_type in types.items())
+    return f"""{name} AS MATERIALIZED (
+        SELECT {", ".join(types)}, position
+        FROM patience CROSS JOIN unnest({arrays}) WITH ORDINALITY AS given ({", ".join(types)}, position)
+    )"""
+
+
+# How long the statement, and nothing after it, waits for a lock; read before the first row is locked.
+PATIENCE: Final = """
+    WITH patience AS MATERIALIZED (
+        SELECT set_config('lock_timeout', coalesce(%(patience)s, current_setting('lock_timeout')), true)
+    )"""
+
+# `ACTIVE`, in a form that keeps the planner off the index `app_runs_active`: between two vacuums that one is full of
+# runs that have ended, and the more there are, the longer a scan of it takes.
+_IS_ACTIVE: Final = f"r.status || '' {ACTIVE.removeprefix('status ')}"
+
+_START: Final = {
+    "run_id": "uuid",
+    "thread_id": "text",
+    "owner": "text",
+    "worker_id": "text",
+    "status": "text",
+    "metadata": "jsonb",
+    "kwargs": "jsonb",
+    "created_at": "timestamptz",
+    "started_at": "timestamptz",
+}
+"""The columns that a new run fills; the others have their defaults."""
+
+_ATTACH: Final = {"run_id": "uuid", "thread_id": "text", "owner": "text", "created_at": "timestamptz"}
+
+_FINISH: Final = {
+    "run_id": "uuid",
+    "worker_id": "text",
+    "status": "text",
+    "finished_at": "timestamptz",
+    "thread_id": "text",
+    "thread_status": "text",
+    "error": "jsonb",
+    "http_status": "integer",
+    "metadata": "jsonb",
+    "checkpoint_count": "integer",
+    "first_checkpoint_id": "text",
+    "last_checkpoint_id": "text",
+    "paused": "boolean",
+}
+
+
+def _with_own_threads(condition: str) -> str:
+    """As `statements._with_own_thread`: the first to name a new thread makes it, and owns it."""
+    return f"""created AS (
+        INSERT INTO app_threads (thread_id, owner, status, metadata, config, created_at, updated_at)
+        SELECT DISTINCT ON (thread_id) thread_id, owner, 'idle', '{{}}'::jsonb, '{{}}'::jsonb, created_at, created_at
+        FROM given WHERE {condition}
+        ORDER BY thread_id, position
+        ON CONFLICT (thread_id) DO NOTHING
+        RETURNING thread_id, owner
+    ), thread AS (
+        SELECT thread_id, owner FROM created
+        UNION ALL
+        SELECT thread_id, owner FROM app_threads WHERE thread_id IN (SELECT thread_id FROM given)
+    )"""
+
+
+START_RUNS: Final = f"""
+    {PATIENCE}, {given("given", _START)}
+    INSERT INTO app_runs ({", ".join(_START)})
+    SELECT {", ".join(_START)} FROM given ORDER BY run_id
+    ON CONFLICT (run_id) DO NOTHING
+"""
+START_READING_RUNS: Final = f"""
+    {PATIENCE}, {given("given", _START)}
+    INSERT INTO app_runs ({", ".join(_START)})
+    SELECT {", ".join("NULL" if column == "thread_id" else column for column in _START)} FROM given
+    WHERE NOT EXISTS (
+        SELECT FROM app_threads t WHERE t.thread_id = given.thread_id AND t.owner IS DISTINCT FROM given.owner
+    )
+    ORDER BY run_id
+    ON CONFLICT (run_id) DO NOTHING
+    RETURNING run_id::text
+"""
+START_RUNS_ON_THREADS: Final = f"""
+    {PATIENCE}, {given("given", _START)},
+    {_with_own_threads("NOT EXISTS (SELECT FROM app_runs r WHERE r.run_id = given.run_id)")}
+    INSERT INTO app_runs ({", ".join(_START)})
+    SELECT {", ".join(f"given.{column}" for column in _START)}
+    FROM given JOIN thread t ON t.thread_id = given.thread_id AND t.owner IS NOT DISTINCT FROM given.owner
+    ORDER BY given.thread_id, given.run_id
+    ON CONFLICT (run_id) DO NOTHING
+    RETURNING run_id::text
+"""
+ATTACH_RUNS: Final = f"""
+    {PATIENCE}, {given("given", _ATTACH)},
+    {_with_own_threads("TRUE")}, found AS (
+        SELECT given.run_id, t.thread_id
+        FROM given JOIN thread t ON t.thread_id = given.thread_id AND t.owner IS NOT DISTINCT FROM given.owner
+        ORDER BY given.run_id
+    ), attached AS (
+        UPDATE app_runs r SET thread_id = found.thread_id FROM found
+        WHERE r.run_id = found.run_id AND r.thread_id IS NULL AND {_IS_ACTIVE}
+    )
+    SELECT run_id::text FROM found
+"""
+# Of several runs on one thread the last says how it is left.
+FINISH_RUNS: Final = f"""
+    {PATIENCE}, {given("given", _FINISH)}, finished AS (
+        UPDATE app_runs r SET
+            status = g.status, finished_at = g.finished_at, error = g.error, http_status = g.http_status,
+            metadata = r.metadata || g.metadata, checkpoint_count = g.checkpoint_count,
+            first_checkpoint_id = g.first_checkpoint_id, last_checkpoint_id = g.last_checkpoint_id,
+            paused = g.paused,
+            thread_id = coalesce(r.thread_id, (
+                SELECT t.thread_id FROM app_threads t
+                WHERE t.thread_id = g.thread_id AND t.owner IS NOT DISTINCT FROM r.owner
+            ))
+        FROM (SELECT * FROM given ORDER BY run_id) AS g
+        WHERE r.run_id = g.run_id AND r.worker_id = g.worker_id AND {_IS_ACTIVE}
+        RETURNING r.run_id, r.thread_id, g.thread_status, g.finished_at, g.position
+    ), ending AS (
+        SELECT thread_id, (array_agg(thread_status ORDER BY position DESC))[1] AS status,
+            max(finished_at) AS finished_at
+        FROM finished WHERE thread_status IS NOT NULL AND thread_id IS NOT NULL
+        GROUP BY thread_id
+    ), locked AS MATERIALIZED (
+        SELECT t.thread_id, ending.status, ending.finished_at
+        FROM app_threads t JOIN ending ON ending.thread_id = t.thread_id
+        ORDER BY t.thread_id FOR NO KEY UPDATE OF t
+    ), settled AS (
+        UPDATE app_threads t SET status = locked.status, updated_at = greatest(t.updated_at, locked.finished_at)
+        FROM locked WHERE t.thread_id = locked.thread_id
+    )
+    SELECT run_id::text FROM finished
+"""
+
+
+def _columns(types: Mapping[str, str]) -> Callable[[Sequence[Values]], dict[str, Any]]:
+    return lambda writes: {column: [values[column] for values in writes] for column in types}
+
+
+START: Final = Kind(START_RUN, START_RUNS, _columns(_START))
+START_READING: Final = Kind(START_READING_RUN, START_READING_RUNS, _columns(_START))
+START_ON_THREAD: Final = Kind(START_RUN_ON_THREAD, START_RUNS_ON_THREADS, _columns(_START))
+ATTACH: Final = Kind(ATTACH_RUN, ATTACH_RUNS, _columns(_ATTACH))
+FINISH: Final = Kind(FINISH_RUN, FINISH_RUNS, _columns(_FINISH))
+INTERRUPT: Final = Kind(INTERRUPT_RUNS, None, _columns({}))
+
+NOTHING: Final = Kind(None, None, _columns({}))
+"""To wait for what came before: calls that were cancelled, but whose writes are on their way."""
