@@ -23,4 +23,8 @@ async def open_saver(spec: CheckpointerSpec) -> AsyncIterator[StampedMongoDBSave
 @asynccontextmanager
 async def open_store(spec: CheckpointerSpec) -> AsyncIterator[MongoMetadataStore]:
     """The metadata store of scheme `mongodb`, on the checkpointer's deployment."""
-    yield MongoMetadataStore(await spec.share(open_database))
+    store = MongoMetadataStore(await spec.share(open_database))
+    try:
+        yield store
+    finally:
+        await store.close()
