@@ -78,9 +78,10 @@ class End:
             "finished_at": microseconds(self.finish["finished_at"]),
         }
 
-    def changes(self, **more: Any) -> list[Document]:
+    def changes(self, **more: Any) -> Document | list[Document]:
         """The update of the run's document."""
-        return update({**finish_changes(self.finish), **more}, metadata=self.finish["metadata"])
+        fields = {**finish_changes(self.finish), **more}
+        return update(fields, metadata=self.finish["metadata"]) if self.finish["metadata"] else {"$set": fields}
 
 
 Write = Start | Attachment | End
@@ -140,8 +141,7 @@ class Batch:
         run = self._known.get(attachment.run_id)
         if run is not None and run["active"] and run["thread_id"] is None:
             run["thread_id"] = attachment.thread_id
-            condition = {"_id": run["_id"], "thread_id": None, "active": True}
-            self._change(run, UpdateOne(condition, {"$set": {"thread_id": attachment.thread_id}}))
+            self._change(run, {"$set": {"thread_id": attachment.thread_id}})
 
     def _end(self, end: End) -> bool:
         finish, run = end.finish, self._known.get(end.run_id)
@@ -155,7 +155,7 @@ class Batch:
             self._of(thread_id).claims += 1
         if thread_id is not None and finish["thread_status"] is not None:
             self._of(thread_id).settle(finish["thread_status"], microseconds(finish["finished_at"]))
-        self._change(run, UpdateOne(end.fence, end.changes(**more)))
+        self._change(run, end.changes(**more))
         run.update(end.traces, active=False, thread_id=thread_id)
         return True
 
@@ -176,8 +176,9 @@ class Batch:
     def _of(self, thread_id: str) -> _ThreadChanges:
         return self._threads.setdefault(thread_id, _ThreadChanges())
 
-    def _change(self, run: Document, operation: UpdateOne) -> None:
-        self._changed_runs.append((run["_id"], operation))
+    def _change(self, run: Document, changes: Document | list[Document]) -> None:
+        # By its id alone: with the fence, too, the server weighs several indexes, each time.
+        self._changed_runs.append((run["_id"], UpdateOne({"_id": run["_id"]}, changes)))
 
 
 @dataclass(slots=True)

@@ -91,7 +91,9 @@ class RunWrites:
         ids = sorted({write.run_id for write in writes})
         fields = dict.fromkeys(RUN_FIELDS, 1)
         runs = await self._runs.find({"_id": {"$in": ids}}, fields, session=session).to_list()
-        names = sorted({write.thread_id for write in writes if write.thread_id is not None})
+        tied = {run["_id"] for run in runs if run["thread_id"] is not None}
+        named = [write.thread_id for write in writes if not (isinstance(write, End) and write.run_id in tied)]
+        names = sorted({name for name in named if name is not None})
         found = self._threads.find({"_id": {"$in": names}}, {"owner": 1}, session=session)
         batch = Batch(await found.to_list() if names else [], runs)
         answers = [batch.add(write) for write in writes]
