@@ -293,20 +293,25 @@ async def test_what_somebody_changes_after_it_was_read_is_read_again(
 
     monkeypatch.setattr(Batch, "add", interfered)
     batches.clear()
+    lives = new_id()
     answers = await asyncio.gather(
         store.finish_run(ending(ends)),
         store.finish_run(ending(loses)),
         started(store, "new", owner="bob"),
-        started(store, "t"),
+        started(store, "t", run_id=lives),
+        store.finish_run(ending(lives, http_status=204)),
         return_exceptions=True,
     )
-    assert batches == [4]
+    assert batches == [5]
     assert answers[:2] == [False, False]
     assert isinstance(answers[2], ThreadNotFoundError)
-    assert isinstance(answers[3], str)
+    assert answers[3:] == [lives, True]
     threads, runs = await everything(store)
     assert {row["thread_id"] for row in threads} == {"new", "t"}
-    assert {row["run_id"]: row["status"] for row in runs} == {ends: "error", answers[3]: "running"}
+    assert {row["run_id"]: (row["status"], row["http_status"]) for row in runs} == {
+        ends: ("error", None),
+        lives: ("success", 204),
+    }
 
 
 async def test_batches_of_two_processes_and_deletions_leave_no_orphan(

@@ -156,7 +156,7 @@ class Batch:
         if thread_id is not None and finish["thread_status"] is not None:
             self._of(thread_id).settle(finish["thread_status"], microseconds(finish["finished_at"]))
         self._change(run, end.changes(**more))
-        run.update(end.traces, active=False, thread_id=thread_id)
+        run.update(end.traces, active=False)
         return True
 
     def _refuse_other_owner(self, thread_id: str, owner: str | None) -> None:
