@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from pymongo import MongoClient
+from pymongo.errors import PyMongoError
 
 from skeino import SkeinoSettings
 from skeino.errors import StoreError, StoreUnavailableError, ThreadBusyError, ThreadNotFoundError
@@ -21,6 +22,7 @@ from skeino.runs import new_id
 from skeino.testing import T0, WORKER, at, ending, everything, started, the_run, the_thread
 from tests.contract.backends import CLIENT, MONGODB, MOTOR
 from tests.contract.test_mongodb_server import failing, settings_for
+from tests.servers.mongodb import LocalMongoServer
 
 
 @pytest.fixture(params=[MONGODB, MOTOR, CLIENT])
@@ -376,6 +378,44 @@ async def test_a_commit_whose_answer_is_lost_is_settled_for_the_whole_batch(
                 assert await asyncio.gather(*(store.finish_run(ending(run_id)) for run_id in ids)) == [True] * 20
             assert {(await the_run(store, run_id))["status"] for run_id in ids} == {"success"}
         assert sizes == [20] * 4
+
+
+async def test_a_commit_that_takes_long_keeps_nobody_else_waiting(module_mongodb: str) -> None:
+    async with open_persistence(settings_for(module_mongodb)) as persistence:
+        store = persistence.metadata_store
+        with failing(module_mongodb, ["commitTransaction"], blockConnection=True, blockTimeMS=4000):
+            begin = time.monotonic()
+            slow = [asyncio.create_task(started(store, f"slow-{number}")) for number in range(5)]
+            await asyncio.sleep(0.1)
+            await asyncio.gather(*(started(store, f"quick-{number}") for number in range(5)))
+            assert time.monotonic() - begin < 3
+            assert not any(task.done() for task in slow)
+            assert len(await store.search_runs(ids=await asyncio.gather(*slow))) == 5
+
+
+async def test_a_server_that_dies_at_a_commit_is_noticed_by_the_next(
+    private_mongodb_server: LocalMongoServer,
+) -> None:
+    uri = private_mongodb_server.create_database()
+    async with open_persistence(settings_for(uri, connect_timeout=1.0, operation_timeout=8)) as persistence:
+        store = persistence.metadata_store
+        await started(store, "t")
+        with suppress(PyMongoError), failing(uri, ["commitTransaction"], blockConnection=True, blockTimeMS=20_000):
+            caught = [asyncio.create_task(started(store, f"caught-{number}")) for number in range(5)]
+            await asyncio.sleep(0.2)
+            await asyncio.to_thread(private_mongodb_server.kill)
+            begin = time.monotonic()
+            for _ in range(2):
+                with pytest.raises(StoreUnavailableError, match="cannot be reached"):
+                    await started(store, "next")
+            assert time.monotonic() - begin < 6
+            assert not any(task.done() for task in caught)
+            await asyncio.to_thread(private_mongodb_server.start)
+        answers = await asyncio.gather(*caught, return_exceptions=True)
+        for number, answer in enumerate(answers):  # whether it was committed is known now, or said to be unknown
+            assert isinstance(answer, str | StoreUnavailableError)
+            if isinstance(answer, str):
+                assert await store.get_thread(f"caught-{number}") is not None
 
 
 async def test_a_batch_that_takes_too_long_is_given_up_by_all(module_mongodb: str) -> None:

@@ -1,9 +1,9 @@
 """`RunWrites`: starts, attachments and ends of runs, written together where several come at once.
 
 A batch is one transaction: it reads the threads and runs that its writes name, and then changes all of them with a few
-bulk operations. A write that comes alone has a transaction of its own, and no other steps than before. Either is tried
-a few times only, for one document that somebody else holds must not keep all the others waiting: after that each write
-of the batch goes its own way, beside the writer.
+bulk operations. A write that comes alone has a transaction of its own. Either is tried a few times only, for one
+document that somebody else holds must not keep all the others waiting: after that each write of the batch goes its own
+way, beside the writer.
 
 A server that stands alone has no transactions. There nothing is shared, and the steps of each write are in an order
 that leaves no run without its thread; the thread is looked at once more at the end.
@@ -12,9 +12,9 @@ that leaves no run without its thread; the thread is looked at once more at the 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Coroutine, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from pymongo import ReturnDocument
 from pymongo.asynchronous.client_session import AsyncClientSession
@@ -29,11 +29,16 @@ from skeino.persistence.mongodb.connections import ContendedError, MongoDatabase
 from skeino.persistence.mongodb.documents import Document, microseconds
 from skeino.persistence.rows import SettledStatus
 
+T = TypeVar("T")
 Session = AsyncClientSession | None
 Collection = AsyncCollection[Document]
 
 _TOGETHER: Final = 5
 """Attempts at a transaction of the writer's."""
+
+_PATIENCE: Final = 1.0
+"""Seconds after which the writer goes on with the next batch. A commit whose server has gone is tried again for as long
+as an operation may take; what comes meanwhile must be told at once that there is no server."""
 
 
 class RunWrites:
@@ -62,7 +67,7 @@ class RunWrites:
     async def close(self) -> None:
         """Take no more writes, and wait until those there are have been answered."""
         await self._group.close()
-        if self._apart:
+        while self._apart:  # one may leave others
             await asyncio.wait(self._apart)
 
     async def _in_turn(self, write: Write) -> Any:
@@ -74,6 +79,13 @@ class RunWrites:
 
     async def _write_batch(self, writes: Sequence[Write]) -> Sequence[Any]:
         """An answer for each: its result, the exception it has earned, or the task that goes on with it."""
+        batch = self._beside(self._answers(writes))
+        await asyncio.wait([batch], timeout=_PATIENCE)
+        if batch.done():
+            return batch.result()
+        return [self._beside(self._answer_of(batch, position)) for position in range(len(writes))]
+
+    async def _answers(self, writes: Sequence[Write]) -> Sequence[Any]:
         try:
             if len(writes) == 1:
                 return [await self._alone(writes[0], _TOGETHER)]
@@ -109,17 +121,28 @@ class RunWrites:
         for write in writes:
             names = (("run", write.run_id), ("thread", write.thread_id))
             before = {last[name] for name in names if name in last and name[1] is not None}
-            task = asyncio.create_task(self._after(before, self._alone(write)), name="skeino write apart")
+            task = self._beside(self._alone_after(before, write))
             last.update(dict.fromkeys(names, task))
-            self._apart.add(task)
-            task.add_done_callback(self._is_over)
             tasks.append(task)
         return tasks
 
-    async def _after(self, before: set[asyncio.Task[Any]], write: Awaitable[Any]) -> Any:
+    async def _alone_after(self, before: set[asyncio.Task[Any]], write: Write) -> Any:
         if before:
             await asyncio.wait(before)
-        return await write
+        return await self._alone(write)
+
+    async def _answer_of(self, batch: asyncio.Task[Sequence[Any]], position: int) -> Any:
+        answer = (await asyncio.shield(batch))[position]
+        if isinstance(answer, Exception):
+            raise answer
+        return await answer if isinstance(answer, asyncio.Task) else answer
+
+    def _beside(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """A task that the writer does not wait for, or not for long; `close` does."""
+        task = asyncio.create_task(work, name="skeino write")
+        self._apart.add(task)
+        task.add_done_callback(self._is_over)
+        return task
 
     def _is_over(self, task: asyncio.Task[Any]) -> None:
         self._apart.discard(task)
