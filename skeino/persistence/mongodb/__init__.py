@@ -17,10 +17,18 @@ __all__ = ["MongoDatabase", "MongoMetadataStore", "StampedMongoDBSaver", "open_s
 async def open_saver(spec: CheckpointerSpec) -> AsyncIterator[StampedMongoDBSaver]:
     """The checkpointer of scheme `mongodb`; its options are those of `open_database`."""
     database = await spec.share(open_database)
-    yield await database.in_thread(lambda: StampedMongoDBSaver(database))
+    saver = await database.in_thread(lambda: StampedMongoDBSaver(database))
+    try:
+        yield saver
+    finally:
+        await saver.aclose()
 
 
 @asynccontextmanager
 async def open_store(spec: CheckpointerSpec) -> AsyncIterator[MongoMetadataStore]:
     """The metadata store of scheme `mongodb`, on the checkpointer's deployment."""
-    yield MongoMetadataStore(await spec.share(open_database))
+    store = MongoMetadataStore(await spec.share(open_database))
+    try:
+        yield store
+    finally:
+        await store.close()

@@ -123,11 +123,17 @@ class MongoDatabase:
         except TimeoutError:
             raise _pool_exhausted(self.place) from None
         try:
-            with translated_errors(self.place):
-                async with asyncio.timeout(self._operation_timeout):
-                    yield
+            async with self.in_time():
+                yield
         finally:
             self._places.release()
+
+    @asynccontextmanager
+    async def in_time(self) -> AsyncIterator[None]:
+        """As `operation`, around what needs no place, or has it already."""
+        with translated_errors(self.place):
+            async with asyncio.timeout(self._operation_timeout):
+                yield
 
     @contextmanager
     def blocking_operation(self) -> Iterator[None]:
@@ -142,10 +148,27 @@ class MongoDatabase:
         Where the deployment has no transactions the session is None: `work` then takes the order of steps that is
         safe without. A caller that is cancelled waits for the end, so that nothing is left half done.
         """
-        return await to_its_end(self._transact(work))
+        return await to_its_end(self.attempt(work))
 
-    async def _transact(self, work: Callable[[AsyncClientSession | None], Coroutine[Any, Any, T]]) -> T:
-        async def attempt(session: AsyncClientSession) -> T:
+    async def attempt(
+        self, work: Callable[[AsyncClientSession | None], Coroutine[Any, Any, T]], times: int | None = None
+    ) -> T:
+        """As `transact`, for a caller that is not cancelled.
+
+        Args:
+            work: what to do.
+            times: give up when it has lost so often; by default it goes on until the time for an operation is over.
+
+        Raises:
+            ContendedError: it has lost so often. Nothing was written.
+        """
+        begun = 0
+
+        async def once(session: AsyncClientSession) -> T:
+            nonlocal begun
+            if begun == times:
+                raise ContendedError
+            begun += 1
             with _unreachable(self.place):  # which PyMongo would try again for two minutes
                 return await work(session)
 
@@ -154,7 +177,7 @@ class MongoDatabase:
                 return await work(None)
             started: Any = self.client.start_session()  # a coroutine in Motor, and none in PyMongo
             async with await started if inspect.isawaitable(started) else started as session:
-                done: T = await session.with_transaction(attempt, **self._concerns)
+                done: T = await session.with_transaction(once, **self._concerns)
                 return done
 
     def blocking_transact(self, work: Callable[[ClientSession | None], T]) -> T:
@@ -196,6 +219,10 @@ class MongoDatabase:
         finally:
             closing.shutdown(wait=False)
             self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+class ContendedError(Exception):
+    """A transaction has lost against others as often as it may."""
 
 
 @asynccontextmanager

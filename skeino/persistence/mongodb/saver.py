@@ -12,6 +12,7 @@ from pymongo.cursor import Cursor
 
 from skeino.persistence.inventory import StoredWrite
 from skeino.persistence.mongodb import history
+from skeino.persistence.mongodb.checkpoint_writes import CheckpointWrites
 from skeino.persistence.mongodb.connections import MongoDatabase
 from skeino.persistence.stamping import RunStampMixin
 
@@ -29,7 +30,8 @@ class MongoDatabaseSaver(MongoDBSaver):
     index, and so replays a `DeltaChannel` to another value than the run had.
 
     The stock saver's asynchronous methods use the event loop's default threads, of which there are few and which
-    everybody shares. These use the database's own, as many as it has connections.
+    everybody shares. These use the database's own, as many as it has connections; and what is written while others
+    write shares one bulk operation (`CheckpointWrites`).
     """
 
     def __init__(self, database: MongoDatabase) -> None:
@@ -38,6 +40,8 @@ class MongoDatabaseSaver(MongoDBSaver):
         self.db = database.checkpoints
         self.checkpoint_collection = self.db[self.checkpoint_collection.name]
         self.writes_collection = _WritesInOrder(self.db, self.writes_collection.name)
+        self._put = CheckpointWrites(database, self.checkpoint_collection)
+        self._put_writes = CheckpointWrites(database, self.writes_collection)
 
     # ── Asynchronous: the blocking methods of this class, not those that a subclass may add a stamp to ───
 
@@ -65,14 +69,17 @@ class MongoDatabaseSaver(MongoDBSaver):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
-        return await self.database.in_thread(
-            lambda: MongoDatabaseSaver.put(self, config, checkpoint, metadata, new_versions)
+        stored: RunnableConfig = await self._put.write(
+            self, lambda saver: MongoDBSaver.put(saver, config, checkpoint, metadata, new_versions)
         )
+        return stored
 
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
-        await self.database.in_thread(lambda: MongoDatabaseSaver.put_writes(self, config, writes, task_id, task_path))
+        await self._put_writes.write(
+            self, lambda saver: MongoDBSaver.put_writes(saver, config, writes, task_id, task_path)
+        )
 
     async def adelete_thread(self, thread_id: str) -> None:
         await self.database.in_thread(lambda: MongoDatabaseSaver.delete_thread(self, thread_id))
@@ -113,6 +120,11 @@ class MongoDatabaseSaver(MongoDBSaver):
     def delete_thread(self, thread_id: str) -> None:
         with self.database.blocking_operation():
             super().delete_thread(thread_id)
+
+    async def aclose(self) -> None:
+        """Write what is still to be written, and take no more."""
+        await self._put.close()
+        await self._put_writes.close()
 
     def close(self) -> None:
         """Nothing: the client is closed by whoever opened it. The stock saver closes it, the application's too."""

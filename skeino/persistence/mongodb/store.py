@@ -1,9 +1,9 @@
 """`MongoMetadataStore`: threads and runs in the collections `app_threads` and `app_runs`.
 
-What changes a thread and a run is one transaction, on a replica set or a sharded cluster. Whatever ties a run to a
-thread also counts up the thread's `claims`: that is the document in which it collides with a deletion. A server that
-stands alone has no transactions: there the steps are in an order that leaves no run without its thread, and the thread
-is looked at once more at the end.
+What changes a thread and a run is one transaction, on a replica set or a sharded cluster; the starts and ends of runs
+that come at once share it (`RunWrites`). Whatever ties a run to a thread also counts up the thread's `claims`: that is
+the document in which it collides with a deletion. A server that stands alone has no transactions: there the steps are
+in an order that leaves no run without its thread, and the thread is looked at once more at the end.
 
 A thread's `busy` is not stored: it is derived from the active runs, so nothing has to be put right when a process dies.
 """
@@ -15,16 +15,14 @@ from datetime import UTC, datetime
 from typing import Any, Literal, Unpack
 
 from pymongo import ReturnDocument, UpdateOne
-from pymongo.asynchronous.client_session import AsyncClientSession
-from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import DuplicateKeyError
 
 from skeino.errors import RunNotFoundError, StoreError, ThreadBusyError, ThreadExistsError, ThreadNotFoundError
+from skeino.persistence.mongodb.batches import Attachment, End, Start
 from skeino.persistence.mongodb.connections import MongoDatabase
 from skeino.persistence.mongodb.documents import (
     WITH_ACTIVE_RUN,
     error_text,
-    finish_changes,
     json_text,
     microseconds,
     one,
@@ -37,6 +35,7 @@ from skeino.persistence.mongodb.documents import (
     thread_pipeline,
     update,
 )
+from skeino.persistence.mongodb.run_writes import Collection, RunWrites, Session, refuse_other_owner, settle
 from skeino.persistence.mongodb.schema import RUNS, THREADS
 from skeino.persistence.protocol import NewThread, RunSearch, RunStart, ThreadSearch
 from skeino.persistence.queries import (
@@ -56,7 +55,6 @@ from skeino.persistence.rows import (
     RunError,
     RunFinish,
     RunRow,
-    SettledStatus,
     ThreadRow,
     ThreadTTL,
 )
@@ -68,9 +66,6 @@ from skeino.validation import (
     validate_thread_id,
 )
 
-Session = AsyncClientSession | None
-Collection = AsyncCollection[dict[str, Any]]
-
 _ATTEMPTS = 20
 
 
@@ -81,82 +76,30 @@ class MongoMetadataStore:
         self._database = database
         self._threads = database.metadata[THREADS]
         self._runs = database.metadata[RUNS]
+        self._run_writes = RunWrites(database, self._threads, self._runs)
 
     # ── A run's life ─────────────────────────────────────────────────────────────────────────────────────
 
     async def start_run(self, run_id: str, *, worker_id: str, **start: Unpack[RunStart]) -> None:
         run = new_run(run_id, worker_id, start)
-        thread_id, owner, create_thread = run["thread_id"], run["owner"], start.get("create_thread", True)
-        document = run_document(run)
-        if thread_id is None or not create_thread:
-            async with self._database.operation():
-                if thread_id is not None:
-                    await self._refuse_other_owner(thread_id, owner)
-                document["thread_id"] = None
-                await self._insert_run(document, None)
-            return
-        thread = new_thread(thread_id, {"owner": owner}, run["created_at"])
-
-        async def start_on_thread(session: Session) -> bool:
-            if session is None and await self._runs.find_one({"_id": run_id}, {"_id": 1}):
-                return False
-            await self._claim(thread, session)
-            if not await self._insert_run(document, session):
-                raise _StartedAlreadyError  # which takes back the claim
-            if session is None:
-                await self._claim_again(thread, run_id)
-            return True
-
-        try:
-            if await self._database.transact(start_on_thread):
-                return
-        except _StartedAlreadyError:
-            pass
-        async with self._database.operation():
-            await self._refuse_other_owner(thread_id, owner)
+        document, thread_id, thread = run_document(run), run["thread_id"], None
+        if thread_id is not None and start.get("create_thread", True):
+            thread = thread_document(new_thread(thread_id, {"owner": run["owner"]}, run["created_at"]))
+        else:
+            document["thread_id"] = None
+        await self._run_writes.write(Start(document, thread_id, thread))
 
     async def attach_thread(self, run_id: str, thread_id: str, *, owner: str | None) -> None:
-        validate_run_id(run_id)
-        thread = new_thread(thread_id, {"owner": owner})
-
-        async def attach(session: Session) -> None:
-            await self._claim(thread, session)
-            condition = {"_id": run_id, "thread_id": None, "active": True}
-            await self._runs.update_one(condition, {"$set": {"thread_id": thread_id}}, session=session)
-            if session is None:
-                await self._claim_again(thread, run_id)
-
-        await self._database.transact(attach)
+        thread = thread_document(new_thread(thread_id, {"owner": owner}))
+        await self._run_writes.write(Attachment(validate_run_id(run_id), thread))
 
     async def finish_run(self, finish: RunFinish) -> bool:
-        finish = checked_finish(finish)
-        fence = {"_id": finish["run_id"], "worker_id": finish["worker_id"], "active": True}
-        changes = update(finish_changes(finish), metadata=finish["metadata"])
-        status, at = finish["thread_status"], finish["finished_at"]
+        ended: bool = await self._run_writes.write(End(checked_finish(finish)))
+        return ended
 
-        async def end(session: Session) -> bool:
-            run = await self._runs.find_one_and_update(
-                fence, changes, projection=["thread_id", "owner"], session=session
-            )
-            if run is None:
-                return False
-            if run["thread_id"] is not None:
-                if status is not None:
-                    await self._settle({"_id": run["thread_id"]}, status, at, session)
-            elif finish["thread_id"] is not None:
-                await self._tie_at_the_end(run, finish["thread_id"], status, at, session)
-            return True
-
-        if await self._database.transact(end):
-            return True
-        ended_so = {
-            "_id": finish["run_id"],
-            "worker_id": finish["worker_id"],
-            "status": finish["status"],
-            "finished_at": microseconds(finish["finished_at"]),
-        }
-        async with self._database.operation():
-            return await self._runs.find_one(ended_so, {"_id": 1}) is not None
+    async def close(self) -> None:
+        """Write what is still to be written of runs' lives, and take no more."""
+        await self._run_writes.close()
 
     async def interrupt_runs(self, worker_id: str, error: RunError) -> int:
         validate_id(worker_id, "worker_id")
@@ -171,7 +114,7 @@ class MongoMetadataStore:
             ids = [run["_id"] for run in runs]
             ended = await self._runs.update_many({**mine, "_id": {"$in": ids}}, {"$set": changes}, session=session)
             threads = sorted({run["thread_id"] for run in runs} - {None})
-            await self._settle({"_id": {"$in": threads}}, "interrupted", now, session)
+            await settle(self._threads, {"_id": {"$in": threads}}, "interrupted", now, session)
             return ended.modified_count
 
         return await self._database.transact(interrupt)
@@ -218,7 +161,7 @@ class MongoMetadataStore:
                 except DuplicateKeyError:
                     if if_exists == "raise":
                         raise ThreadExistsError(f"There is a thread {thread_id!r} already.") from None
-                    await self._refuse_other_owner(thread_id, row["owner"])
+                    await refuse_other_owner(self._threads, thread_id, row["owner"])
                     existing = await self._read_thread({"_id": thread_id})
                     if existing is not None:
                         return existing
@@ -318,72 +261,6 @@ class MongoMetadataStore:
     async def _read_thread(self, condition: dict[str, Any]) -> ThreadRow | None:
         found = await self._database.aggregate(self._threads, [{"$match": condition}, WITH_ACTIVE_RUN])
         return thread_of(found[0], busy=bool(found[0]["active"])) if found else None
-
-    async def _insert_run(self, document: dict[str, Any], session: Session) -> bool:
-        """Whether the run is new."""
-        try:
-            await self._runs.insert_one(document, session=session)
-        except DuplicateKeyError:
-            return False
-        return True
-
-    async def _claim(self, thread: ThreadRow, session: Session) -> None:
-        """Make the thread if there is none, and count up its claims.
-
-        Raises:
-            ThreadNotFoundError: it is another owner's.
-        """
-        new = thread_document(thread)
-        del new["claims"]
-        found = await self._threads.find_one_and_update(
-            {"_id": thread["thread_id"]},
-            {"$setOnInsert": new, "$inc": {"claims": 1}},
-            projection=["owner"],
-            upsert=True,
-            return_document=ReturnDocument.AFTER,
-            session=session,
-        )
-        assert found is not None  # it is made if there is none
-        if found["owner"] != thread["owner"]:
-            raise ThreadNotFoundError(f"There is no thread {thread['thread_id']!r}.")
-
-    async def _claim_again(self, thread: ThreadRow, run_id: str) -> None:
-        """Without a transaction a deletion may have gone by: make the thread anew, unless another owner has."""
-        try:
-            await self._claim(thread, None)
-        except ThreadNotFoundError:
-            condition = {"_id": run_id, "thread_id": thread["thread_id"]}
-            await self._runs.update_one(condition, {"$set": {"thread_id": None}})
-            raise
-
-    async def _settle(self, condition: dict[str, Any], status: SettledStatus, at: datetime, session: Session) -> None:
-        """Set the status in which the last run left its thread."""
-        changes = {"$set": {"status": status}, "$max": {"updated_at": microseconds(at)}}
-        await self._threads.update_many(condition, changes, session=session)
-
-    async def _tie_at_the_end(
-        self, run: dict[str, Any], thread_id: str, status: SettledStatus | None, at: datetime, session: Session
-    ) -> None:
-        """Tie a run that has just ended to the thread it worked on, if that is there and its owner's."""
-        condition = {"_id": thread_id, "owner": run["owner"]}
-        claimed = await self._threads.update_one(condition, {"$inc": {"claims": 1}}, session=session)
-        if not claimed.matched_count:
-            return
-        if status is not None:
-            await self._settle(condition, status, at, session)
-        this_run = {"_id": run["_id"]}
-        await self._runs.update_one(this_run, {"$set": {"thread_id": thread_id}}, session=session)
-        if session is None and not await self._threads.find_one(condition, {"_id": 1}):
-            await self._runs.update_one(this_run, {"$set": {"thread_id": None}})
-
-    async def _refuse_other_owner(self, thread_id: str, owner: str | None) -> None:
-        thread = await self._threads.find_one({"_id": thread_id}, {"owner": 1})
-        if thread is not None and thread["owner"] != owner:
-            raise ThreadNotFoundError(f"There is no thread {thread_id!r}.")
-
-
-class _StartedAlreadyError(Exception):
-    """The run is there already."""
 
 
 async def _insert_new(collection: Collection, documents: Sequence[dict[str, Any]], session: Session) -> int:

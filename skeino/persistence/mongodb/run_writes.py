@@ -1,0 +1,293 @@
+"""`RunWrites`: starts, attachments and ends of runs, written together where several come at once.
+
+A batch is one transaction: it reads the threads and runs that its writes name, and then changes all of them with a few
+bulk operations. A write that comes alone has a transaction of its own. Either is tried a few times only, for one
+document that somebody else holds must not keep all the others waiting: after that each write of the batch goes its own
+way, beside the writer.
+
+A server that stands alone has no transactions. There nothing is shared, and the steps of each write are in an order
+that leaves no run without its thread; the thread is looked at once more at the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Sequence
+from datetime import datetime
+from typing import Any, Final, TypeVar
+
+from pymongo import ReturnDocument
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.errors import DuplicateKeyError
+
+from skeino.errors import InvalidInputError, StoreError, StoreUnavailableError, ThreadNotFoundError
+from skeino.persistence.cancellation import to_its_end
+from skeino.persistence.group_commit import GroupCommit
+from skeino.persistence.mongodb.batches import RUN_FIELDS, Attachment, Batch, End, Start, Write
+from skeino.persistence.mongodb.connections import ContendedError, MongoDatabase
+from skeino.persistence.mongodb.documents import Document, microseconds
+from skeino.persistence.rows import SettledStatus
+
+T = TypeVar("T")
+Session = AsyncClientSession | None
+Collection = AsyncCollection[Document]
+
+_TOGETHER: Final = 5
+"""Attempts at a transaction of the writer's."""
+
+_PATIENCE: Final = 1.0
+"""Seconds after which the writer goes on with the next batch. A commit whose server has gone is tried again for as long
+as an operation may take; what comes meanwhile must be told at once that there is no server."""
+
+
+class RunWrites:
+    """The one writer of a process to these two collections, as far as the life of a run goes."""
+
+    def __init__(self, database: MongoDatabase, threads: Collection, runs: Collection) -> None:
+        self._database = database
+        self._threads = threads
+        self._runs = runs
+        self._group: GroupCommit[Write] = GroupCommit(
+            self._write_batch, f"The connection to MongoDB at {database.place}"
+        )
+        self._apart: set[asyncio.Task[Any]] = set()
+
+    async def write(self, write: Write) -> Any:
+        """Write it, and return its answer once it is durable. A caller that is cancelled waits for the end.
+
+        Raises:
+            ThreadNotFoundError: the thread belongs to another owner. Nothing was written.
+            StoreError: as `MongoDatabase.operation`.
+        """
+        if not self._database.transactions:
+            return await to_its_end(self._alone(write))
+        return await to_its_end(self._in_turn(write))
+
+    async def close(self) -> None:
+        """Take no more writes, and wait until those there are have been answered."""
+        await self._group.close()
+        while self._apart:  # one may leave others
+            await asyncio.wait(self._apart)
+
+    async def _in_turn(self, write: Write) -> Any:
+        async with self._database.in_time():
+            answer = await self._group.write(write)
+            return await answer if isinstance(answer, asyncio.Task) else answer
+
+    # ── Together ─────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _write_batch(self, writes: Sequence[Write]) -> Sequence[Any]:
+        """An answer for each: its result, the exception it has earned, or the task that goes on with it."""
+        batch = self._beside(self._answers(writes))
+        await asyncio.wait([batch], timeout=_PATIENCE)
+        if batch.done():
+            return batch.result()
+        return [self._beside(self._answer_of(batch, position)) for position in range(len(writes))]
+
+    async def _answers(self, writes: Sequence[Write]) -> Sequence[Any]:
+        try:
+            if len(writes) == 1:
+                return [await self._alone(writes[0], _TOGETHER)]
+            return await self._database.attempt(lambda session: self._together(writes, session), _TOGETHER)
+        except ContendedError:
+            pass
+        except StoreUnavailableError:
+            raise
+        except (StoreError, InvalidInputError):  # by something that one of them has, maybe
+            if len(writes) == 1:
+                raise
+        return self._each_apart(writes)
+
+    async def _together(self, writes: Sequence[Write], session: Session) -> list[Any]:
+        ids = sorted({write.run_id for write in writes})
+        fields = dict.fromkeys(RUN_FIELDS, 1)
+        runs = await self._runs.find({"_id": {"$in": ids}}, fields, session=session).to_list()
+        tied = {run["_id"] for run in runs if run["thread_id"] is not None}
+        named = [write.thread_id for write in writes if not (isinstance(write, End) and write.run_id in tied)]
+        names = sorted({name for name in named if name is not None})
+        found = self._threads.find({"_id": {"$in": names}}, {"owner": 1}, session=session)
+        batch = Batch(await found.to_list() if names else [], runs)
+        answers = [batch.add(write) for write in writes]
+        for collection, operations in ((self._threads, batch.of_threads()), (self._runs, batch.of_runs())):
+            if operations:
+                await collection.bulk_write(operations, session=session)
+        return answers
+
+    def _each_apart(self, writes: Sequence[Write]) -> list[asyncio.Task[Any]]:
+        """Tasks for the writes: those of one run or one thread one after the other, in their order."""
+        tasks: list[asyncio.Task[Any]] = []
+        last: dict[tuple[str, str | None], asyncio.Task[Any]] = {}
+        for write in writes:
+            names = (("run", write.run_id), ("thread", write.thread_id))
+            before = {last[name] for name in names if name in last and name[1] is not None}
+            task = self._beside(self._alone_after(before, write))
+            last.update(dict.fromkeys(names, task))
+            tasks.append(task)
+        return tasks
+
+    async def _alone_after(self, before: set[asyncio.Task[Any]], write: Write) -> Any:
+        if before:
+            await asyncio.wait(before)
+        return await self._alone(write)
+
+    async def _answer_of(self, batch: asyncio.Task[Sequence[Any]], position: int) -> Any:
+        answer = (await asyncio.shield(batch))[position]
+        if isinstance(answer, Exception):
+            raise answer
+        return await answer if isinstance(answer, asyncio.Task) else answer
+
+    def _beside(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """A task that the writer does not wait for, or not for long; `close` does."""
+        task = asyncio.create_task(work, name="skeino write")
+        self._apart.add(task)
+        task.add_done_callback(self._is_over)
+        return task
+
+    def _is_over(self, task: asyncio.Task[Any]) -> None:
+        self._apart.discard(task)
+        if not task.cancelled():
+            task.exception()  # its caller may have gone
+
+    # ── Alone ────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _alone(self, write: Write, times: int | None = None) -> Any:
+        """One write with nothing beside it; as often as it takes, or as `times` says."""
+        if isinstance(write, Start):
+            return await self._start(write, times)
+        if isinstance(write, Attachment):
+            return await self._database.attempt(lambda session: self._attach(write, session), times)
+        return await self._end(write, times)
+
+    async def _start(self, start: Start, times: int | None) -> None:
+        thread = start.thread
+        if thread is None:
+            async with self._database.operation():
+                if start.thread_id is not None:
+                    await self._refuse_other_owner(start.thread_id, start.run["owner"])
+                await self._insert_run(start.run, None)
+            return
+        try:
+            if await self._database.attempt(lambda session: self._start_on_thread(start, thread, session), times):
+                return
+        except _StartedAlreadyError:
+            pass
+        async with self._database.operation():
+            await self._refuse_other_owner(thread["_id"], thread["owner"])
+
+    async def _start_on_thread(self, start: Start, thread: Document, session: Session) -> bool:
+        if session is None and await self._runs.find_one({"_id": start.run_id}, {"_id": 1}):
+            return False
+        await self._claim(thread, session)
+        if not await self._insert_run(start.run, session):
+            raise _StartedAlreadyError  # which takes back the claim
+        if session is None:
+            await self._claim_again(thread, start.run_id)
+        return True
+
+    async def _attach(self, attachment: Attachment, session: Session) -> None:
+        thread_id = attachment.thread_id
+        await self._claim(attachment.thread, session)
+        condition = {"_id": attachment.run_id, "thread_id": None, "active": True}
+        await self._runs.update_one(condition, {"$set": {"thread_id": thread_id}}, session=session)
+        if session is None:
+            await self._claim_again(attachment.thread, attachment.run_id)
+
+    async def _end(self, end: End, times: int | None) -> bool:
+        changes, finish = end.changes(), end.finish
+        status, at = finish["thread_status"], finish["finished_at"]
+
+        async def end_run(session: Session) -> bool:
+            run = await self._runs.find_one_and_update(
+                end.fence, changes, projection=["thread_id", "owner"], session=session
+            )
+            if run is None:
+                return False
+            if run["thread_id"] is not None:
+                if status is not None:
+                    await settle(self._threads, {"_id": run["thread_id"]}, status, at, session)
+            elif finish["thread_id"] is not None:
+                await self._tie_at_the_end(run, finish["thread_id"], status, at, session)
+            return True
+
+        if await self._database.attempt(end_run, times):
+            return True
+        async with self._database.operation():
+            return await self._runs.find_one(end.traces, {"_id": 1}) is not None
+
+    async def _insert_run(self, document: Document, session: Session) -> bool:
+        """Whether the run is new."""
+        try:
+            await self._runs.insert_one(document, session=session)
+        except DuplicateKeyError:
+            return False
+        return True
+
+    async def _claim(self, thread: Document, session: Session) -> None:
+        """Make the thread if there is none, and count up its claims.
+
+        Raises:
+            ThreadNotFoundError: it is another owner's.
+        """
+        new = {field: value for field, value in thread.items() if field != "claims"}
+        found = await self._threads.find_one_and_update(
+            {"_id": thread["_id"]},
+            {"$setOnInsert": new, "$inc": {"claims": 1}},
+            projection=["owner"],
+            upsert=True,
+            return_document=ReturnDocument.AFTER,
+            session=session,
+        )
+        assert found is not None  # it is made if there is none
+        if found["owner"] != thread["owner"]:
+            raise ThreadNotFoundError(f"There is no thread {thread['_id']!r}.")
+
+    async def _claim_again(self, thread: Document, run_id: str) -> None:
+        """Without a transaction a deletion may have gone by: make the thread anew, unless another owner has."""
+        try:
+            await self._claim(thread, None)
+        except ThreadNotFoundError:
+            condition = {"_id": run_id, "thread_id": thread["_id"]}
+            await self._runs.update_one(condition, {"$set": {"thread_id": None}})
+            raise
+
+    async def _tie_at_the_end(
+        self, run: Document, thread_id: str, status: SettledStatus | None, at: datetime, session: Session
+    ) -> None:
+        """Tie a run that has just ended to the thread it worked on, if that is there and its owner's."""
+        condition = {"_id": thread_id, "owner": run["owner"]}
+        claimed = await self._threads.update_one(condition, {"$inc": {"claims": 1}}, session=session)
+        if not claimed.matched_count:
+            return
+        if status is not None:
+            await settle(self._threads, condition, status, at, session)
+        this_run = {"_id": run["_id"]}
+        await self._runs.update_one(this_run, {"$set": {"thread_id": thread_id}}, session=session)
+        if session is None and not await self._threads.find_one(condition, {"_id": 1}):
+            await self._runs.update_one(this_run, {"$set": {"thread_id": None}})
+
+    async def _refuse_other_owner(self, thread_id: str, owner: str | None) -> None:
+        await refuse_other_owner(self._threads, thread_id, owner)
+
+
+async def settle(
+    threads: Collection, condition: Document, status: SettledStatus, at: datetime, session: Session
+) -> None:
+    """Set the status in which the last run left its thread."""
+    changes = {"$set": {"status": status}, "$max": {"updated_at": microseconds(at)}}
+    await threads.update_many(condition, changes, session=session)
+
+
+async def refuse_other_owner(threads: Collection, thread_id: str, owner: str | None) -> None:
+    """Nothing, unless there is such a thread.
+
+    Raises:
+        ThreadNotFoundError: it is another owner's.
+    """
+    thread = await threads.find_one({"_id": thread_id}, {"owner": 1})
+    if thread is not None and thread["owner"] != owner:
+        raise ThreadNotFoundError(f"There is no thread {thread_id!r}.")
+
+
+class _StartedAlreadyError(Exception):
+    """The run is there already."""
