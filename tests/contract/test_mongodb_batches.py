@@ -318,6 +318,27 @@ async def test_what_somebody_changes_after_it_was_read_is_read_again(
     }
 
 
+async def test_a_run_that_somebody_ends_after_it_was_read_stays_as_it_ended(
+    store: MetadataStoreProtocol, module_mongodb: str, monkeypatch: pytest.MonkeyPatch, batches: list[int]
+) -> None:
+    """Nothing else of the batch meets anything: that the reads are the transaction's own is all that helps."""
+    ends, lives = await started(store), await started(store)
+    add, done = Batch.add, list[bool]()
+
+    def interfered(batch: Batch, write: Write) -> Any:
+        if not done:
+            done.append(True)
+            with rows_of(module_mongodb) as database:
+                database["app_runs"].update_one({"_id": ends}, {"$set": {"active": False, "status": "error"}})
+        return add(batch, write)
+
+    monkeypatch.setattr(Batch, "add", interfered)
+    batches.clear()
+    answers = await asyncio.gather(store.finish_run(ending(ends)), store.finish_run(ending(lives)))
+    assert (batches, [*answers]) == ([2], [False, True])
+    assert [(await the_run(store, run_id))["status"] for run_id in (ends, lives)] == ["error", "success"]
+
+
 async def test_batches_of_two_processes_and_deletions_leave_no_orphan(
     store: MetadataStoreProtocol, other: MetadataStoreProtocol
 ) -> None:
