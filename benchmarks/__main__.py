@@ -1,92 +1,144 @@
-"""`python -m benchmarks`: measures, prints tables, and with `--write` puts them into docs/performance.md."""
+"""`python -m benchmarks`: measures, prints tables, and with `--write` puts them into docs/performance.md.
+
+It brings up the servers that it needs, and takes some six minutes; a topic by itself takes less.
+"""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
 import json
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks import machine, middleware
-from benchmarks.measuring import Figure, interleaved
+from benchmarks import growth, machine, middleware, page, runs, savers
+from benchmarks.servers import SCHEMES, Place, data_folder, flush_in_microseconds, place_of
+from benchmarks.throughput import Effort
+from tests.servers.process import ServerUnavailableError
 
-DOCS = Path(__file__).parents[1] / "docs"
-PAGE = DOCS / "performance.md"
-BEGIN, END = "<!-- written by python -m benchmarks --write: begin -->\n", "<!-- end -->\n"
+
+class Topic(Protocol):
+    """What is measured on each database; a module."""
+
+    async def measure(self, place: Place, effort: Effort, progress: Callable[[float], object]) -> dict[str, Any]: ...
+
+    def table(self, schemes: dict[str, Any]) -> str: ...
+
+
+DATABASES: dict[str, Topic] = {"runs": runs, "savers": savers, "growth": growth}
+TOPICS = ("middleware", *DATABASES)
+
+FULL = {"runs": Effort(7, 0.5), "savers": Effort(5, 0.8), "growth": Effort(4, 0.4)}
+QUICK = Effort(2, 0.02, at_most=32)
 
 
 def main() -> None:
     parser = _parser()
     arguments = parser.parse_args()
-    if arguments.rounds < 2 or arguments.times < 1:
-        parser.error("at least 2 rounds of 1 request are needed")
-    figures = asyncio.run(_middleware(arguments.rounds, arguments.times))
-    result = {
-        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine.described(),
-        "rounds": arguments.rounds,
-        "requests_per_round": arguments.times,
-        "unit": "microseconds per request",
-        "middleware": {name: figure.as_json() for name, figure in figures.items()},
-    }
-    text = table(result)
+    topics = [arguments.topic] if arguments.topic else list(TOPICS)
+    if arguments.write and (arguments.quick or arguments.scheme):
+        parser.error("--write is for figures of all schemes, and for none that were taken quickly")
+    try:
+        results = asyncio.run(_measure(topics, arguments.scheme or SCHEMES, arguments.data, arguments.quick))
+    except ServerUnavailableError as exc:
+        parser.exit(1, f"{exc}\n")
+    texts = {topic: text_of(topic, result) for topic, result in results.items()}
     if arguments.json:
-        print(json.dumps(result, indent=2))
+        print(json.dumps(results, indent=2))
     else:
-        print(text)
+        print("\n".join(texts.values()))
     if arguments.write:
-        (DOCS / "performance.json").write_text(json.dumps(result, indent=2) + "\n")
-        before, _, rest = PAGE.read_text().partition(BEGIN)
-        PAGE.write_text(before + BEGIN + text + END + rest.partition(END)[2])
+        page.write(results, texts)
 
 
-def table(result: dict[str, Any]) -> str:
-    """The figures as Markdown."""
-    figures = result["middleware"]
-    bare = figures["bare application"]["median"]
-    lines = [
-        "| | µs per request | quartiles | above bare | |",
-        "|---|---|---|---|---|",
-    ]
-    for name, figure in figures.items():
-        above = figure["median"] - bare
-        lines.append(
-            f"| {name} | {figure['median']:.1f} | {figure['low']:.1f} – {figure['high']:.1f} | "
-            f"{above:.1f} | {middleware.VARIANTS[name]} |"
-        )
-    return "\n".join(
-        [
-            *lines,
+def text_of(topic: str, result: dict[str, Any]) -> str:
+    """A topic's table, and how it was measured, as Markdown."""
+    if topic == "middleware":
+        lines = [
+            middleware.table(result["figures"]),
             "",
             f"Medians of {result['rounds']} interleaved rounds of {result['requests_per_round']} requests each, "
             f"{result['measured_at'][:10]}. {result['machine']}.",
-            "",
         ]
-    )
+    else:
+        databases = ", ".join(one["database"] for one in result["schemes"].values())
+        lines = [
+            DATABASES[topic].table(result["schemes"]),
+            "",
+            f"Medians and quartiles of {result['rounds']} interleaved rounds of {result['seconds']} s, "
+            f"{result['measured_at'][:10]}; p50 and p99 of all of them. {databases}; the disk keeps 8 kB for good in "
+            f"{result['flush_in_microseconds']:.0f} µs. {result['machine']}.",
+        ]
+    return "\n".join([*lines, ""])
 
 
-async def _middleware(rounds: int, times: int) -> dict[str, Figure]:
-    async with AsyncExitStack() as stack:
-        works = await middleware.work_of_variants(stack)
-        with Progress(console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task("middleware", total=rounds + 1)
-            return await interleaved(
-                works, rounds=rounds, times=times, after_round=lambda number: progress.advance(task)
-            )
+async def _measure(topics: list[str], schemes: Sequence[str], data: Path | None, quick: bool) -> dict[str, Any]:
+    results: dict[str, Any] = {}
+    with Progress(console=Console(stderr=True), transient=True) as progress, data_folder(data) as folder:
+        if "middleware" in topics:
+            results["middleware"] = await _measure_middleware(progress, 2 if quick else 60, 5 if quick else 500)
+        efforts = {topic: QUICK if quick else FULL[topic] for topic in DATABASES if topic in topics}
+        if efforts:
+            results |= await _measure_databases(progress, efforts, schemes, folder)
+    return results
+
+
+async def _measure_middleware(progress: Progress, rounds: int, times: int) -> dict[str, Any]:
+    task = progress.add_task("middleware", total=rounds + 1)
+    figures = await middleware.measure(rounds, times, partial(progress.advance, task))
+    return {
+        **_circumstances("middleware"),
+        "unit": "microseconds per request",
+        "rounds": rounds,
+        "requests_per_round": times,
+        "figures": figures,
+    }
+
+
+async def _measure_databases(
+    progress: Progress, efforts: dict[str, Effort], schemes: Sequence[str], data: Path
+) -> dict[str, Any]:
+    tasks = {
+        (scheme, topic): progress.add_task(f"{topic}, {scheme}", total=1) for scheme in schemes for topic in efforts
+    }
+    flush = flush_in_microseconds(data)
+    results: dict[str, Any] = {
+        topic: {
+            **_circumstances(topic),
+            "unit": "per second",
+            "rounds": effort.rounds,
+            "seconds": effort.seconds,
+            "flush_in_microseconds": flush,
+            "schemes": {},
+        }
+        for topic, effort in efforts.items()
+    }
+    for scheme in schemes:
+        with place_of(scheme, data) as place:  # one server at a time
+            for topic, effort in efforts.items():
+                advance = partial(progress.advance, tasks[scheme, topic])
+                results[topic]["schemes"][scheme] = await DATABASES[topic].measure(place, effort, advance)
+    return results
+
+
+def _circumstances(topic: str) -> dict[str, Any]:
+    return {"measured_at": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine.described(topic)}
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--rounds", type=int, default=60, help="interleaved rounds (default: 60)")
-    parser.add_argument("--times", type=int, default=500, help="requests of each variant in a round (default: 500)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
-    parser.add_argument("--write", action="store_true", help=f"put the result into {PAGE.relative_to(DOCS.parent)}")
+    parser.add_argument("topic", nargs="?", choices=TOPICS, help="what to measure (default: all)")
+    parser.add_argument("--scheme", action="append", choices=SCHEMES, help="only on this; may be given several times")
+    parser.add_argument("--data", type=Path, help="a folder on the disk to measure on (default: the current one)")
+    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes: to see that it works")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument("--write", action="store_true", help="put the result into docs/performance.md and .json")
     return parser
 
 

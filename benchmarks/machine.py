@@ -6,12 +6,19 @@ import os
 import platform
 from importlib.metadata import version
 
-DISTRIBUTIONS = ("langgraph", "starlette", "asgi-correlation-id", "opentelemetry-instrumentation-asgi")
+SAVERS = ("langgraph", "langgraph-checkpoint-sqlite", "langgraph-checkpoint-postgres", "langgraph-checkpoint-mongodb")
+DISTRIBUTIONS = {
+    "middleware": ("langgraph", "starlette", "asgi-correlation-id", "opentelemetry-instrumentation-asgi"),
+    "runs": ("aiosqlite", "psycopg", "psycopg-pool", "pymongo"),
+    "savers": SAVERS,
+    "growth": (*SAVERS, "aiosqlite", "psycopg", "pymongo"),
+}
+"""What each topic's figures depend on."""
 
 
-def described() -> str:
+def described(topic: str) -> str:
     """The processor, its cores, the system, Python and the versions that matter, in one line."""
-    versions = ", ".join(f"{name} {version(name)}" for name in DISTRIBUTIONS)
+    versions = ", ".join(f"{name} {version(name)}" for name in DISTRIBUTIONS[topic])
     return (
         f"{_processor()}, {os.cpu_count()} cores, {platform.system()} {platform.machine()}, "
         f"Python {platform.python_version()}; {versions}"

@@ -28,7 +28,7 @@ class Figure:
 
 
 async def interleaved(
-    variants: Mapping[str, Work], *, rounds: int, times: int, after_round: Callable[[int], None]
+    variants: Mapping[str, Work], *, rounds: int, times: int, after_round: Callable[[], object]
 ) -> dict[str, Figure]:
     """Each variant does its work `times` times per round, in turn; the first round warms up and does not count.
 
@@ -47,7 +47,7 @@ async def interleaved(
                 gc.enable()
                 if number > 0:
                     seconds[name].append(elapsed)
-            after_round(number)
+            after_round()
     finally:
         gc.enable()
         gc.unfreeze()

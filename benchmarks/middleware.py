@@ -6,6 +6,7 @@ scope, as a server makes it, one after the other on one event loop.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -15,7 +16,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from starlette.middleware.base import BaseHTTPMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from benchmarks.measuring import Work
+from benchmarks.measuring import Work, interleaved
 from skeino import SkeinoSettings
 from skeino_asgi import RunMiddleware
 
@@ -37,6 +38,30 @@ VARIANTS = {
     "BaseHTTPMiddleware": "Starlette's, with a dispatch function that calls the next and nothing else",
 }
 """Each variant, and what it is."""
+
+
+async def measure(rounds: int, times: int, after_round: Callable[[], object]) -> dict[str, Any]:
+    """The figures of all variants."""
+    async with AsyncExitStack() as stack:
+        works = await work_of_variants(stack)
+        figures = await interleaved(works, rounds=rounds, times=times, after_round=after_round)
+    return {name: figure.as_json() for name, figure in figures.items()}
+
+
+def table(figures: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    bare = figures["bare application"]["median"]
+    lines = [
+        "| | µs per request | quartiles | above bare | |",
+        "|---|---|---|---|---|",
+    ]
+    for name, figure in figures.items():
+        above = figure["median"] - bare
+        lines.append(
+            f"| {name} | {figure['median']:.1f} | {figure['low']:.1f} – {figure['high']:.1f} | "
+            f"{above:.1f} | {VARIANTS[name]} |"
+        )
+    return "\n".join(lines)
 
 
 async def application(scope: Scope, receive: Receive, send: Send) -> None:

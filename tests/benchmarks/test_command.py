@@ -1,11 +1,18 @@
-"""`python -m benchmarks` measures, and says so in a table or in JSON. What it measures is no test's business."""
+"""`python -m benchmarks` measures, and says so in tables or in JSON. What it measures is no test's business."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from benchmarks.middleware import VARIANTS
+from benchmarks.page import begin, written
+from tests.servers import mongodb, postgres
+from tests.servers.process import ServerUnavailableError
 
 ROOT = Path(__file__).parents[2]
 
@@ -15,22 +22,68 @@ def benchmarks(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_it_prints_json() -> None:
-    run = benchmarks("--rounds", "2", "--times", "5", "--json")
+def figures_in(result: Any) -> list[dict[str, Any]]:
+    """All figures, however deep."""
+    if "median" in result:
+        return [result]
+    return [figure for part in result.values() if isinstance(part, dict) for figure in figures_in(part)]
+
+
+def test_it_measures_the_middleware() -> None:
+    run = benchmarks("middleware", "--quick", "--json")
     assert run.returncode == 0, run.stderr
-    result = json.loads(run.stdout)
-    assert set(result["middleware"]) == set(VARIANTS)
-    assert all(figure["median"] > 0 for figure in result["middleware"].values())
+    result = json.loads(run.stdout)["middleware"]
+    assert set(result["figures"]) == set(VARIANTS)
+    assert all(figure["median"] > 0 for figure in result["figures"].values())
     assert result["machine"]
 
 
-def test_it_prints_a_table() -> None:
-    run = benchmarks("--rounds", "2", "--times", "5")
+def test_it_prints_tables() -> None:
+    run = benchmarks("middleware", "--quick")
     assert run.returncode == 0, run.stderr
     assert all(f"| {name} |" in run.stdout for name in VARIANTS)
 
 
-def test_one_round_is_too_few() -> None:
-    run = benchmarks("--rounds", "1")
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        "sqlite",
+        pytest.param("postgres", marks=[pytest.mark.postgres, pytest.mark.slow]),
+        pytest.param("mongodb", marks=[pytest.mark.mongodb, pytest.mark.slow]),
+    ],
+)
+def test_it_measures_databases_on_a_disk(scheme: str, tmp_path: Path) -> None:
+    if scheme != "sqlite":
+        try:
+            (postgres.find_postgres if scheme == "postgres" else mongodb.find_mongodb)(local=True)
+        except ServerUnavailableError as exc:
+            pytest.skip(str(exc))
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        if folder.stat().st_uid == os.geteuid() and not folder.stat().st_mode & 0o001:
+            folder.chmod(folder.stat().st_mode | 0o055)  # root's servers run as another user
+
+    run = benchmarks("--scheme", scheme, "--quick", "--json", "--data", str(tmp_path))
+
+    assert run.returncode == 0, run.stderr
+    result = json.loads(run.stdout)
+    figures = {topic: figures_in(result[topic]["schemes"][scheme]) for topic in ("runs", "savers", "growth")}
+    assert {topic: len(found) for topic, found in figures.items()} == {"runs": 8, "savers": 9, "growth": 12}
+    assert all(figure["median"] > 0 for found in figures.values() for figure in found)
+    assert result["runs"]["flush_in_microseconds"] > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_taken_quickly_is_not_written() -> None:
+    run = benchmarks("runs", "--quick", "--write")
     assert run.returncode == 2
-    assert "at least 2 rounds" in run.stderr
+    assert "--write is for" in run.stderr
+
+
+def test_a_topics_table_is_replaced_and_no_other() -> None:
+    page = f"Before.\n{begin('runs')}old\n<!-- end -->\nBetween.\n{begin('savers')}kept\n<!-- end -->\nAfter.\n"
+    assert written(page, "runs", "new\n") == page.replace("old", "new")
+
+
+def test_a_page_without_the_topic_is_refused() -> None:
+    with pytest.raises(ValueError, match="no place for savers"):
+        written(f"{begin('runs')}old\n<!-- end -->\n", "savers", "new\n")

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 import skeino
-from benchmarks.__main__ import BEGIN, END
-from benchmarks.__main__ import table as figures_as_markdown
+from benchmarks.__main__ import TOPICS
+from benchmarks.__main__ import text_of as figures_as_markdown
+from benchmarks.page import FIGURES, PAGE, written
 from skeino import ConfigurationError, SkeinoSettings
 from skeino.persistence import MetadataStoreProtocol, open_persistence
 from skeino.persistence.memory import MAX_RUNS
@@ -135,10 +136,11 @@ def test_the_middlewares_arguments_with_their_defaults() -> None:
             assert row[1] == repr(parameters[row[0]].default).replace("'", '"')
 
 
-def test_the_figures_of_the_middlewares_cost_are_those_that_were_measured() -> None:
-    result = json.loads((ROOT / "docs/performance.json").read_text())
-    page = (ROOT / "docs/performance.md").read_text()
-    assert page.partition(BEGIN)[2].partition(END)[0] == figures_as_markdown(result)
+@pytest.mark.parametrize("topic", TOPICS)
+def test_the_figures_of_what_it_costs_are_those_that_were_measured(topic: str) -> None:
+    result = json.loads(FIGURES.read_text())
+    page = PAGE.read_text()
+    assert written(page, topic, figures_as_markdown(topic, result[topic])) == page
 
 
 def test_the_drawing_of_the_house_has_every_module() -> None:

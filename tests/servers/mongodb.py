@@ -204,10 +204,15 @@ def running_mongodb(installation: MongoInstallation) -> Iterator[MongoServer]:
 
 
 @contextmanager
-def start_mongodb(installation: MongoInstallation, *, replica_set: bool = True) -> Iterator[LocalMongoServer]:
-    """A new, empty server, stopped and deleted at the end; without `replica_set` it has no transactions."""
+def start_mongodb(
+    installation: MongoInstallation, *, replica_set: bool = True, under: Path | None = None
+) -> Iterator[LocalMongoServer]:
+    """A new, empty server, stopped and deleted at the end; without `replica_set` it has no transactions.
+
+    Its data lies in `under`.
+    """
     assert installation.binary is not None
-    directory = new_directory("mongodb")
+    directory = new_directory("mongodb", under)
     process = ServerProcess("MongoDB", directory)
     copy = None
     try:

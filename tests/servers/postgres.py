@@ -214,10 +214,10 @@ def running_postgres(installation: PostgresInstallation) -> Iterator[PostgresSer
 
 
 @contextmanager
-def start_postgres(installation: PostgresInstallation) -> Iterator[LocalPostgresServer]:
-    """A new server with an empty cluster of its own, stopped and deleted at the end."""
+def start_postgres(installation: PostgresInstallation, *, under: Path | None = None) -> Iterator[LocalPostgresServer]:
+    """A new server with an empty cluster of its own, stopped and deleted at the end; its data lies in `under`."""
     assert installation.binaries is not None
-    directory = new_directory("postgres")
+    directory = new_directory("postgres", under)
     process = ServerProcess("PostgreSQL", directory)
     copy = None
     try:

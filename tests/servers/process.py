@@ -155,10 +155,11 @@ def missing_library(binary: Path, output: str) -> str | None:
     return f"{binary} needs the shared library {library}, which this machine lacks: {remedy}."
 
 
-def new_directory(name: str) -> Path:
-    """A new directory the server may write to, in memory where there is room."""
-    in_memory = MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM
-    directory = Path(tempfile.mkdtemp(prefix=f"skeino-{name}-", dir=MEMORY if in_memory else None))
+def new_directory(name: str, under: Path | None = None) -> Path:
+    """A new directory the server may write to: in `under` if that is given, else in memory where there is room."""
+    if under is None and MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > ROOM:
+        under = MEMORY
+    directory = Path(tempfile.mkdtemp(prefix=f"skeino-{name}-", dir=under))
     give_away(directory)
     return directory
 

@@ -1,0 +1,60 @@
+"""docs/performance.md and docs/performance.json: a part for each topic, written over when it is measured again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = DOCS / "performance.md"
+FIGURES = DOCS / "performance.json"
+END = "<!-- end -->\n"
+
+
+def begin(topic: str) -> str:
+    """The line before a topic's table."""
+    return f"<!-- written by python -m benchmarks {topic} --write: begin -->\n"
+
+
+def written(page: str, topic: str, text: str) -> str:
+    """The page with the topic's table replaced."""
+    before, found, rest = page.partition(begin(topic))
+    _, ended, after = rest.partition(END)
+    if not found or not ended:
+        raise ValueError(f"{PAGE.name} has no place for {topic}: {begin(topic)}")
+    return before + found + text + END + after
+
+
+def write(results: dict[str, Any], texts: dict[str, str]) -> None:
+    """Put these topics into both files, and leave the others as they are."""
+    figures = json.loads(FIGURES.read_text()) | results
+    FIGURES.write_text(json.dumps(figures, indent=2) + "\n")
+    page = PAGE.read_text()
+    for topic, text in texts.items():
+        page = written(page, topic, text)
+    PAGE.write_text(page)
+
+
+# ── What tables have in common ───────────────────────────────────────────────────────────────────────────
+
+
+def rate(figure: dict[str, Any]) -> str:
+    """So many per second, and the quartiles."""
+    return f"{figure['median']:,.0f} ({figure['low']:,.0f} – {figure['high']:,.0f})"
+
+
+def times(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
+    """How many times as much skeino does."""
+    ratio = ours["median"] / theirs["median"]
+    return "" if ours is theirs else f"× {ratio:.{0 if ratio >= 10 else 1 if ratio >= 1 else 2}f}"
+
+
+def milliseconds(figure: dict[str, Any], step: str) -> str:
+    """p50 and p99 of a step."""
+    found = figure.get("milliseconds", {}).get(step)
+    return f"{_short(found['p50'])} / {_short(found['p99'])} ms" if found else "–"
+
+
+def _short(number: float) -> str:
+    return f"{number:.1f}" if number >= 1 else f"{number:.2g}"

@@ -1,0 +1,151 @@
+"""Graphs run per second, and checkpoints put: skeino's savers, LangGraph's own, and the one in memory as the limit."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Annotated, Any, TypedDict
+
+from langchain_core.runnables import RunnableConfig
+from langgraph.checkpoint.base import BaseCheckpointSaver, Checkpoint, CheckpointMetadata, empty_checkpoint
+from langgraph.checkpoint.base.id import uuid6
+from langgraph.checkpoint.memory import InMemorySaver
+from langgraph.checkpoint.mongodb import MongoDBSaver
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
+from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
+from langgraph.graph import END, START, StateGraph
+from psycopg.rows import dict_row
+from pymongo.uri_parser import parse_uri
+
+from benchmarks.page import milliseconds, rate, times
+from benchmarks.plain_postgres import pool_of
+from benchmarks.servers import Place
+from benchmarks.throughput import Effort, Turn, Variant, measured, number_of_turns, stepping
+from skeino.persistence import open_persistence
+
+Saver = BaseCheckpointSaver[Any]
+Making = Callable[[Saver], Variant]
+
+AINVOKE_AT_ONCE = (1, 32)
+PUT_AT_ONCE = (32,)
+STOCK = {
+    "sqlite": "`AsyncSqliteSaver`",
+    "postgres": "`AsyncPostgresSaver` on a pool of ten",
+    "mongodb": "`MongoDBSaver`",
+}
+
+
+class State(TypedDict):
+    words: Annotated[list[str], operator.add]
+
+
+async def word(state: State) -> State:
+    return {"words": ["word"]}
+
+
+def ainvoke(saver: Saver) -> Variant:
+    """A graph of three nodes in a row, each time on a thread of its own."""
+    builder = StateGraph(State)
+    for name in "abc":
+        builder.add_node(name, word)
+    for before, after in ((START, "a"), ("a", "b"), ("b", "c"), ("c", END)):
+        builder.add_edge(before, after)
+    graph = builder.compile(checkpointer=saver)
+
+    async def step(number: int) -> None:
+        await graph.ainvoke({"words": ["first"]}, {"configurable": {"thread_id": f"ainvoke-{number}"}})
+
+    return stepping({"ainvoke": step})
+
+
+def aput(content: str) -> Making:
+    """A checkpoint with one message of this content, each time on a thread of its own."""
+
+    def making(saver: Saver) -> Variant:
+        metadata: CheckpointMetadata = {"source": "loop", "step": 0, "parents": {}}
+
+        async def step(number: int) -> None:
+            config: RunnableConfig = {
+                "configurable": {"thread_id": f"aput-{len(content)}-{number}", "checkpoint_ns": ""}
+            }
+            checkpoint: Checkpoint = {
+                **empty_checkpoint(),
+                "id": str(uuid6()),
+                "channel_values": {"messages": [{"role": "user", "content": content}]},
+                "channel_versions": {"messages": "1"},
+            }
+            await saver.aput(config, checkpoint, metadata, {"messages": "1"})
+
+        return stepping({"aput": step})
+
+    return making
+
+
+@asynccontextmanager
+async def savers(place: Place) -> AsyncIterator[dict[str, Saver]]:
+    """skeino's saver, outside of any run, and LangGraph's own, each on a database of its own."""
+    async with AsyncExitStack() as stack:
+        ours = await stack.enter_async_context(open_persistence(place.settings(place.empty())))
+        yield {"skeino": ours.checkpointer, "stock": await _stock(place, stack)}
+
+
+async def _stock(place: Place, stack: AsyncExitStack) -> Saver:
+    uri = await place.with_tables()
+    if place.scheme == "sqlite":
+        return await stack.enter_async_context(AsyncSqliteSaver.from_conn_string(uri))
+    if place.scheme == "postgres":
+        # As its documentation says: https://pypi.org/project/langgraph-checkpoint-postgres/
+        pool = pool_of(uri, autocommit=True, prepare_threshold=0, row_factory=dict_row)
+        return AsyncPostgresSaver(await stack.enter_async_context(pool))
+    name = parse_uri(uri)["database"]
+    return stack.enter_context(MongoDBSaver.from_conn_string(uri, db_name=str(name)))
+
+
+def in_memory(making: Making) -> Variant:
+    """On a saver in memory, a new one for each turn, lest what it keeps slows the others down."""
+
+    async def turn(at_once: int, seconds: float) -> Turn:
+        return await making(InMemorySaver())(at_once, seconds)
+
+    return turn
+
+
+def with_the_limit(found: Mapping[str, Saver], making: Making) -> dict[str, Variant]:
+    return {**{way: making(saver) for way, saver in found.items()}, "the limit": in_memory(making)}
+
+
+async def measure(place: Place, effort: Effort, progress: Callable[[float], object]) -> dict[str, Any]:
+    """The figures of one database; `progress` is told which part of it is done."""
+    operations = {"ainvoke": (ainvoke, AINVOKE_AT_ONCE), "aput": (aput("x" * 1000), PUT_AT_ONCE)}
+    figures = {}
+    async with savers(place) as found:
+        turns = sum(number_of_turns(3, at_once=at_once, effort=effort) for _, at_once in operations.values())
+        for name, (making, at_once) in operations.items():
+            figures[name] = await measured(
+                with_the_limit(found, making),
+                at_once=at_once,
+                effort=effort,
+                after_turn=lambda: progress(1 / turns),
+            )
+    return {"database": place.version, **figures}
+
+
+def table(schemes: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    lines = [
+        "| scheme | saver | ainvoke/s, 1 at once | skeino does | ainvoke/s, 32 at once | skeino does | p50 / p99 "
+        "| aput/s, 32 at once | skeino does | p50 / p99 |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for scheme, result in schemes.items():
+        ours, our_puts = result["ainvoke"]["skeino"], result["aput"]["skeino"]["32"]
+        for way, figures in result["ainvoke"].items():
+            one, many, puts = figures["1"], figures["32"], result["aput"][way]["32"]
+            name = {"stock": STOCK[scheme], "the limit": "the limit: `InMemorySaver`"}.get(way, way)
+            lines.append(
+                f"| `{scheme}` | {name} | {rate(one)} | {times(ours['1'], one)} | {rate(many)} | "
+                f"{times(ours['32'], many)} | {milliseconds(many, 'ainvoke')} | {rate(puts)} | "
+                f"{times(our_puts, puts)} | {milliseconds(puts, 'aput')} |"
+            )
+    return "\n".join(lines)
