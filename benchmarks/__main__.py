@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import sys
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -53,6 +54,10 @@ def main() -> None:
         print(json.dumps(results, indent=2))
     else:
         print("\n".join(texts.values()))
+    if "runs" in results and (beaten := runs.beaten_limits(results["runs"]["schemes"])):
+        print("The machine was busy: measure again. " + "; ".join(beaten) + ".", file=sys.stderr)
+        if arguments.write:
+            sys.exit("Nothing was written.")
     if arguments.write:
         page.write(results, texts)
 
