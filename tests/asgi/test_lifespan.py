@@ -393,8 +393,8 @@ wrapped = RunMiddleware(app, settings=settings)
 asyncio.new_event_loop().run_until_complete(main())
 child = multiprocessing.get_context("fork").Process(target=print, args=("child",))
 child.start()
-child.join()
-print(*status()[0])
+child.join(10)
+print(child.exitcode, *status()[0])
 """
 
 
@@ -404,7 +404,7 @@ def test_the_end_of_a_process_whose_loop_just_stopped_closes_and_that_of_its_for
     file = tmp_path / "skeino.db"
     command = [sys.executable, "-c", LOOP_THAT_JUST_STOPS, str(file)]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
-    assert process.stdout.split() == ["child", "running"], process.stderr
+    assert process.stdout.split() == ["child", "0", "running"], process.stderr
     with contextlib.closing(sqlite3.connect(file)) as connection:
         assert connection.execute("SELECT status FROM app_runs").fetchall() == [("interrupted",)]
     assert sorted(one.name for one in tmp_path.iterdir()) == ["skeino.db"]  # no write-ahead log is left
