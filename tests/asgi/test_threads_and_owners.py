@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -173,3 +174,25 @@ async def test_the_graph_reports_the_missing_thread_of_a_run_without_config() ->
         assert (await client.post("/")).status_code == 200
     assert seen[0].startswith("The graph's config has no thread_id")
     assert seen[-1] == "thread_id must be a string, not int."
+
+
+@pytest.mark.parametrize("path", ["/threads/threads/t1/chat", "/threads/t1/chat"])
+async def test_a_path_that_a_framework_has_taken_the_root_off_is_not_shortened_again(path: str) -> None:
+    """Litestar does that before its middlewares see it; the raw path is whole."""
+    app = RunMiddleware(answering(), settings=SkeinoSettings(), thread_path="/threads/{thread_id}")
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": path,
+        "root_path": "/threads",
+        "raw_path": b"/threads/threads/t1/chat",
+        "headers": [],
+    }
+
+    async def send(message: Any) -> None:
+        pass
+
+    async with app.tracker.lifespan():
+        await app(scope, asyncio.Queue[Any]().get, send)
+        (run,) = await store_of(app).search_runs()
+    assert (run["thread_id"], run["kwargs"]["path"]) == ("t1", "/threads/t1/chat")
