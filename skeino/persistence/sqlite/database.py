@@ -16,7 +16,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote
@@ -27,6 +27,7 @@ from skeino.errors import ConfigurationError, InvalidInputError, SchemaError, St
 from skeino.persistence.group_commit import GroupCommit
 from skeino.persistence.registry import CheckpointerSpec
 from skeino.persistence.sqlite import schema
+from skeino.persistence.versions import SchemaState
 
 T = TypeVar("T")
 
@@ -190,6 +191,24 @@ async def open_database(spec: CheckpointerSpec) -> AsyncIterator[SqliteDatabase]
         yield database
     finally:
         await database.close()
+
+
+async def read_schema(spec: CheckpointerSpec) -> SchemaState:
+    """What the spec's file has of the schema; nothing is made.
+
+    Raises:
+        ConfigurationError, StoreUnavailableError: as `open_database`.
+    """
+    path = _path_of(spec)
+
+    def read() -> SchemaState:
+        if not path.exists():
+            return schema.read_state(sqlite3.connect(":memory:"))
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=BUSY_TIMEOUT)) as connection:
+            return schema.read_state(connection)
+
+    with translated_errors(path):
+        return await asyncio.to_thread(read)
 
 
 @contextmanager
