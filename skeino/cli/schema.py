@@ -101,11 +101,10 @@ def _progress() -> Iterator[None]:
 
     class Shown(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            status.update(record.getMessage())
             console.print(record.getMessage(), markup=False, highlight=False)
 
     handler, level = Shown(logging.INFO), logger.level
-    with console.status("Looking at the schema …") as status:
+    with console.status("Bringing the schema up to date …"):
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 from contextlib import suppress
 from typing import Any, Final
 
@@ -67,6 +69,7 @@ LANGGRAPHS: Final[dict[str, IndexModel]] = {
 """What LangGraph's saver makes whenever it is made itself; here to be shown."""
 
 _UNAUTHORIZED: Final = 13
+_CLAIM_MILLISECONDS: Final = 500
 _NOTHING: Final = {"version": 0, "step": 0, "compatible_from": 0}
 
 
@@ -106,11 +109,15 @@ async def verify(metadata: Database, checkpoints: Database) -> None:
 async def read_state(metadata: Database, checkpoints: Database) -> SchemaState:
     """What the database has."""
     document = await metadata[SCHEMA].find_one({"_id": "schema"}) or _NOTHING
+    ours = await metadata.list_collection_names()
+    langgraphs = ours if checkpoints.name == metadata.name else await checkpoints.list_collection_names()
+    missing = [name for name in _CHECKPOINTS if name not in langgraphs]
+    missing += [name for name in _OURS if name not in ours]
     return SchemaState(
         known=len(MIGRATIONS),
         version=document["version"],
         compatible_from=document["compatible_from"],
-        missing=(*await _missing(checkpoints, _CHECKPOINTS), *await _missing(metadata, _OURS)),
+        missing=tuple(missing),
         parts="the collections",
         who=", as a user who may make them",
     )
@@ -126,21 +133,34 @@ async def _migrate(metadata: Database) -> None:
         version, step = found["version"], found["step"]
         if version >= len(MIGRATIONS):
             return
-        if step == 0:  # before anything is changed: code that cannot use the version keeps away
+        if not await _claim(metadata, version, step):
+            await asyncio.sleep(random.uniform(0.05, 0.15))
+            continue
+        if step == 0:
             logger.info("MongoDB: making schema version %d.", version + 1)
-            await schema.update_one({"_id": "schema"}, {"$max": {"compatible_from": COMPATIBLE_FROM[version]}})
         await _run(metadata, MIGRATIONS[version][step])
         is_last = step + 1 == len(MIGRATIONS[version])
         done = {"version": version + 1, "step": 0} if is_last else {"step": step + 1}
-        await schema.update_one({"_id": "schema", "version": version, "step": step}, {"$set": done})
+        here = {"_id": "schema", "version": version, "step": step}
+        await schema.update_one(here, {"$set": done, "$unset": {"claimed_until": ""}})
+
+
+async def _claim(metadata: Database, version: int, step: int) -> bool:
+    """Whether this process is to do the step. Another that claimed it, and may be dead, is waited for half a second.
+
+    That spares the server the same work from all processes at once. It need not keep them apart: a command is harmless
+    when it is repeated. Code that cannot use the version is told to keep away before anything is changed.
+    """
+    free = {"$expr": {"$lt": ["$claimed_until", "$$NOW"]}}  # what is not there is less than any date
+    claimed = {
+        "claimed_until": {"$add": ["$$NOW", _CLAIM_MILLISECONDS]},
+        "compatible_from": {"$max": ["$compatible_from", COMPATIBLE_FROM[version]]},
+    }
+    here = {"_id": "schema", "version": version, "step": step}
+    return (await metadata[SCHEMA].update_one({**here, **free}, [{"$set": claimed}])).modified_count == 1
 
 
 async def _run(metadata: Database, command: Command) -> None:
     answer = await metadata.command({**command, "writeConcern": {"w": "majority"}})
     if answer.get("writeErrors") or answer.get("writeConcernError"):
         raise SchemaError(f"MongoDB did not carry out {next(iter(command))!r} of the schema's set-up: try again.")
-
-
-async def _missing(database: Database, collections: tuple[str, ...]) -> list[str]:
-    found = await database.list_collection_names()
-    return [name for name in collections if name not in found]

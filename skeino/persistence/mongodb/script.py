@@ -41,21 +41,27 @@ def schema_script(spec: CheckpointerSpec) -> str:
     lines.append("\n// skeino's collections.")
     for number, commands in enumerate(schema.MIGRATIONS, 1):
         lines += [
-            _command("metadata", _at_least(compatible_from=schema.COMPATIBLE_FROM[number - 1])),
+            _command("metadata", _usable_from(schema.COMPATIBLE_FROM[number - 1])),
             *(_command("metadata", command) for command in commands),
-            _command("metadata", _at_least(version=number)),
+            _command("metadata", _made(number)),
         ]
     return "\n".join([*lines, ""])
 
 
-def _at_least(**recorded: int) -> dict[str, Any]:
-    """What records a version, unless a newer one is recorded."""
-    change = {"$max": recorded, "$setOnInsert": {"step": 0, **_other(recorded)}}
-    return {"update": schema.SCHEMA, "updates": [{"q": {"_id": "schema"}, "u": change, "upsert": True}]}
+def _usable_from(version: int) -> dict[str, Any]:
+    """What keeps code away that cannot use the version; as a migration does, before anything is changed."""
+    change = {"$max": {"compatible_from": version}, "$setOnInsert": {"version": 0, "step": 0}}
+    return _recorded({"_id": "schema"}, change, upsert=True)
 
 
-def _other(recorded: dict[str, int]) -> dict[str, int]:
-    return {name: 0 for name in ("version", "compatible_from") if name not in recorded}
+def _made(version: int) -> dict[str, Any]:
+    """What records the version, unless it or a newer one is recorded."""
+    older = {"_id": "schema", "version": {"$lt": version}}
+    return _recorded(older, {"$set": {"version": version, "step": 0}}, upsert=False)
+
+
+def _recorded(query: dict[str, Any], change: dict[str, Any], *, upsert: bool) -> dict[str, Any]:
+    return {"update": schema.SCHEMA, "updates": [{"q": query, "u": change, "upsert": upsert}]}
 
 
 def _command(database: str, command: dict[str, Any]) -> str:
