@@ -132,12 +132,14 @@ def measured(
     """The outcome of each scenario. Kills go through all points of a set-up, as far as there are rounds for."""
     outcomes = []
     points = {base: _points(place, orders, base) for base in (0, next_versions.ADDED)}
-    for scenario in SCENARIOS:
+    for turn, scenario in enumerate(SCENARIOS):
         outcome = Outcome(place.scheme, scenario, place.software)
         for number in range(rounds):
             # From nothing and from an older version in turn; where both make sense.
-            base = {"fresh": 0, "upgrade": next_versions.ADDED}.get(scenario, next_versions.ADDED * (number % 2))
-            at = 1 + (number // 2 * points[base]) // max(1, math.ceil(rounds / 2))
+            base = {"fresh": 0, "upgrade": next_versions.ADDED}.get(
+                scenario, next_versions.ADDED * ((number + turn) % 2)
+            )
+            at = 1 + int(points[base] * (number // 2 + 0.5) / math.ceil(rounds / 2))
             _round(place, orders, base, at, outcome)
             advance()
         outcomes.append(outcome)

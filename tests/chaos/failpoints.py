@@ -30,7 +30,7 @@ class Failpoints:
         plain, point = sqlite3.connect, self.point
 
         def connect(*arguments: Any, **options: Any) -> sqlite3.Connection:
-            connection = plain(*arguments, **options)
+            connection: sqlite3.Connection = plain(*arguments, **options)
             connection.set_trace_callback(lambda _: point())
             return connection
 
@@ -48,7 +48,7 @@ class Failpoints:
             return await leave(self, *arguments)
 
         psycopg.AsyncCursor.execute = watched_execute  # type: ignore[method-assign]
-        psycopg.AsyncTransaction.__aexit__ = watched_leave  # type: ignore[method-assign]
+        psycopg.AsyncTransaction.__aexit__ = watched_leave  # type: ignore[assignment,method-assign]
 
     def _watch_mongodb(self) -> None:
         point = self.point

@@ -138,8 +138,10 @@ async def _migrate(metadata: Database) -> None:
             continue
         if step == 0:
             logger.info("MongoDB: making schema version %d.", version + 1)
-        await _run(metadata, MIGRATIONS[version][step])
-        is_last = step + 1 == len(MIGRATIONS[version])
+        commands = MIGRATIONS[version]
+        if step < len(commands):
+            await _run(metadata, commands[step])
+        is_last = step + 1 >= len(commands)
         done = {"version": version + 1, "step": 0} if is_last else {"step": step + 1}
         here = {"_id": "schema", "version": version, "step": step}
         await schema.update_one(here, {"$set": done, "$unset": {"claimed_until": ""}})

@@ -168,6 +168,7 @@ async def open_database(spec: CheckpointerSpec) -> AsyncIterator[SqliteDatabase]
     with translated_errors(path):
         if options["setup_schema"]:
             await asyncio.to_thread(_create_privately, path)
+            _refuse_read_only(path)
         elif not path.exists():
             raise SchemaError(f"There is no file {path}, and setup_schema=False forbids to make it.")
         writer = await asyncio.to_thread(_connect_writer, path, options["busy_timeout"])
@@ -286,6 +287,16 @@ def _create_privately(path: Path) -> None:
         pass
     except OSError as exc:
         raise ConfigurationError(f"The SQLite file {path} cannot be made: {exc.strerror}.") from exc
+
+
+def _refuse_read_only(path: Path) -> None:
+    """SQLite's own errors for it come late, differ, and forget the folder, in which it keeps its journal."""
+    for place in (path, path.parent):
+        if not os.access(place, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise ConfigurationError(
+                f"The SQLite file {path} cannot be written to: let this process's user write to {place}, or name "
+                "another file."
+            )
 
 
 def _connect_writer(path: Path, busy_timeout: float) -> sqlite3.Connection:
