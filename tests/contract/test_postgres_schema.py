@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -183,3 +183,18 @@ async def test_a_start_with_all_in_place_makes_nothing_and_takes_no_lock(postgre
         other.execute(sql.SQL("SELECT pg_advisory_xact_lock(x'736B65696E6F'::bigint)"))
         async with asyncio.timeout(5):
             await opened(postgres_dsn)
+
+
+async def test_langgraphs_own_set_up_by_others_at_the_same_time_does_no_harm(postgres_server: PostgresServer) -> None:
+    async def stock(dsn: str) -> None:
+        with suppress(errors.Error):  # unguarded, most of them fail
+            async with AsyncPostgresSaver.from_conn_string(dsn) as saver:
+                await saver.setup()
+
+    for _ in range(5):
+        dsn = postgres_server.create_database()
+        try:
+            await asyncio.gather(opened(dsn), *(stock(dsn) for _ in range(4)))
+            assert (await read_schema(settings_for(dsn))).lacking is None
+        finally:
+            postgres_server.drop_database(dsn)

@@ -286,7 +286,10 @@ def _create_privately(path: Path) -> None:
     except FileExistsError:
         pass
     except OSError as exc:
-        raise ConfigurationError(f"The SQLite file {path} cannot be made: {exc.strerror}.") from exc
+        raise ConfigurationError(
+            f"The SQLite file {path} cannot be made: {exc.strerror}: let this process's user write to its folder, or "
+            "name another file."
+        ) from exc
 
 
 def _refuse_read_only(path: Path) -> None:
