@@ -13,6 +13,7 @@ from skeino import SkeinoSettings
 from skeino.errors import StoreError, StoreUnavailableError, ThreadNotFoundError
 from skeino.persistence import MetadataStore, open_persistence
 from skeino.persistence.postgres import PostgresDatabase, batches
+from skeino.persistence.postgres.writer import Fetch
 from skeino.persistence.rows import RunFinish
 from skeino.runs import new_id
 from skeino.testing import WORKER, at, ending, everything, started, the_run, the_thread
@@ -37,13 +38,16 @@ def statements(store: MetadataStore, monkeypatch: pytest.MonkeyPatch) -> list[st
     """What is sent to write runs, from here on."""
     sent: list[str] = []
     writer = database_of(store).writer
-    fetch = writer._fetch
 
-    async def recording(statement: str, *arguments: Any, **named: Any) -> Any:
-        sent.append(statement)
-        return await fetch(statement, *arguments, **named)
+    def recording(fetch: Fetch) -> Fetch:
+        async def recorded(statement: str, values: Any) -> Any:
+            sent.append(statement)
+            return await fetch(statement, values)
 
-    monkeypatch.setattr(writer, "_fetch", recording)
+        return recorded
+
+    monkeypatch.setattr(writer, "_fetch", recording(writer._fetch))
+    monkeypatch.setattr(writer, "_fetch_together", recording(writer._fetch_together))
     return sent
 
 
@@ -372,10 +376,10 @@ async def test_a_batch_that_collides_is_repeated(
     store: MetadataStore, statements: list[str], monkeypatch: pytest.MonkeyPatch, sqlstate: str
 ) -> None:
     writer = database_of(store).writer
-    fetch, failures = writer._fetch, [2]
+    fetch, failures = writer._fetch_together, [2]
 
-    async def colliding(statement: str, *arguments: Any, **named: Any) -> Any:
-        answer = await fetch(statement, *arguments, **named) if not failures[0] else None
+    async def colliding(statement: str, values: Any) -> Any:
+        answer = await fetch(statement, values) if not failures[0] else None
         if answer is None:
             failures[0] -= 1
             statements.append(statement)
@@ -384,7 +388,7 @@ async def test_a_batch_that_collides_is_repeated(
             raise error
         return answer
 
-    monkeypatch.setattr(writer, "_fetch", colliding)
+    monkeypatch.setattr(writer, "_fetch_together", colliding)
     await asyncio.gather(*(started(store, f"t{number}") for number in range(5)))
     assert statements == [batches.START_RUNS_ON_THREADS] * 3
 

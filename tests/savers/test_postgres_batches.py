@@ -18,6 +18,7 @@ from skeino.errors import InvalidInputError
 from skeino.persistence import open_checkpointer
 from skeino.persistence.postgres import StampedPostgresSaver, checkpoints
 from skeino.persistence.postgres import writer as writing
+from skeino.persistence.postgres.writer import Fetch
 from skeino_asgi import RunTracker
 from tests.contract.backends import empty
 from tests.savers.graphs import Saver, config_of, plain, said
@@ -42,13 +43,16 @@ def statements(saver: StampedPostgresSaver, monkeypatch: pytest.MonkeyPatch) -> 
     """What is sent to write, from here on."""
     sent: list[str] = []
     writer = saver.database.writer
-    fetch = writer._fetch
 
-    async def recording(statement: str, *arguments: Any, **named: Any) -> Any:
-        sent.append(statement)
-        return await fetch(statement, *arguments, **named)
+    def recording(fetch: Fetch) -> Fetch:
+        async def recorded(statement: str, values: Any) -> Any:
+            sent.append(statement)
+            return await fetch(statement, values)
 
-    monkeypatch.setattr(writer, "_fetch", recording)
+        return recorded
+
+    monkeypatch.setattr(writer, "_fetch", recording(writer._fetch))
+    monkeypatch.setattr(writer, "_fetch_together", recording(writer._fetch_together))
     return sent
 
 
