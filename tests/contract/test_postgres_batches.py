@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from skeino import SkeinoSettings
 from skeino.errors import StoreError, StoreUnavailableError, ThreadNotFoundError
@@ -394,10 +395,10 @@ async def test_a_batch_that_collides_is_repeated(
 
 
 async def test_a_server_that_is_away_fails_a_batch_once(settings: SkeinoSettings, module_database: str) -> None:
-    small = settings.model_copy(update={"checkpointer_options": {"pool_max_size": 1, "pool_timeout": 0.5}})
-    async with open_persistence(small) as persistence:
+    hasty = settings.model_copy(update={"checkpointer_options": {"pool_timeout": 0.5}})
+    async with open_persistence(hasty) as persistence:
         store = persistence.metadata_store
-        async with persistence.metadata_store._database.connection():  # type: ignore[attr-defined]
+        with no_connections(module_database):
             begin = time.monotonic()
             calls: list[Any] = [started(store, thread) for thread in ("a", "b", None, None)]
             calls += [store.attach_thread(new_id(), thread, owner=None) for thread in ("c", "d")]
@@ -464,6 +465,24 @@ def raw_rows(dsn: str) -> list[str]:
         now = connection.execute("SELECT now()::text").fetchone()
         assert now is not None
         return [row.replace(now[0], "now") for row in rows]
+
+
+@contextmanager
+def no_connections(dsn: str) -> Iterator[None]:
+    """The server ends all connections to the database, and takes no new ones."""
+    name = conninfo_to_dict(dsn)["dbname"]
+    with psycopg.connect(make_conninfo(dsn, dbname="postgres"), autocommit=True) as connection:
+
+        def allow(*, connections: bool) -> None:
+            connection.execute(f"ALTER DATABASE \"{name}\" ALLOW_CONNECTIONS {connections}")  # type: ignore[arg-type,unused-ignore]
+
+        allow(connections=False)
+        try:
+            ended = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s"
+            connection.execute(ended, (name,))
+            yield
+        finally:
+            allow(connections=True)
 
 
 @contextmanager

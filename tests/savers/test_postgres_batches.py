@@ -127,9 +127,12 @@ def test_the_stock_saver_has_the_statements_that_ours_stand_for() -> None:
     assert columns(stock.INSERT_CHECKPOINT_WRITES_SQL) == [*checkpoints._WRITE]
     assert on_conflict(checkpoints.UPSERT_WRITES) == on_conflict(stock.UPSERT_CHECKPOINT_WRITES_SQL)
     assert on_conflict(checkpoints.INSERT_WRITES) == on_conflict(stock.INSERT_CHECKPOINT_WRITES_SQL)
-    blobs, _, rows = checkpoints.PUT_CHECKPOINTS.partition("INSERT INTO checkpoints (")
-    assert on_conflict(blobs).rstrip(" )") == on_conflict(stock.UPSERT_CHECKPOINT_BLOBS_SQL)
-    assert on_conflict(rows) == on_conflict(stock.UPSERT_CHECKPOINTS_SQL)
+    assert on_conflict(checkpoints.UPSERT_WRITES_OF_ONE) == on_conflict(stock.UPSERT_CHECKPOINT_WRITES_SQL)
+    assert on_conflict(checkpoints.INSERT_WRITES_OF_ONE) == on_conflict(stock.INSERT_CHECKPOINT_WRITES_SQL)
+    for statement in (checkpoints.PUT_CHECKPOINT, checkpoints.PUT_CHECKPOINTS):
+        blobs, _, rows = statement.partition("INSERT INTO checkpoints (")
+        assert on_conflict(blobs).rstrip(" )") == on_conflict(stock.UPSERT_CHECKPOINT_BLOBS_SQL)
+        assert on_conflict(rows) == on_conflict(stock.UPSERT_CHECKPOINTS_SQL)
 
 
 async def test_hundreds_at_once_are_few_statements(saver: StampedPostgresSaver, statements: list[str]) -> None:
@@ -232,7 +235,15 @@ async def test_large_values_are_bounded_to_a_statement(
 ) -> None:
     monkeypatch.setattr(writing, "MAX_BYTES", 100_000)
     await asyncio.gather(*(put(f"t{number}", "1", {"a": [b"x" * 30_000]})(saver) for number in range(10)))
-    assert statements == [checkpoints.PUT_CHECKPOINTS] * 4
+    assert statements == [checkpoints.PUT_CHECKPOINTS] * 3 + [checkpoints.PUT_CHECKPOINT]
+
+
+async def test_a_large_value_goes_beside_the_others(saver: StampedPostgresSaver, statements: list[str]) -> None:
+    large = put("large", "1", {"a": ["x" * writing.LARGE]})
+    await asyncio.gather(large(saver), *(put(f"t{number}", "1", {"a": [number]})(saver) for number in range(5)))
+    assert sorted(statements) == sorted([checkpoints.PUT_CHECKPOINT, checkpoints.PUT_CHECKPOINTS])
+    await asyncio.gather(*(put("large", str(number), {"a": ["x" * writing.LARGE]})(saver) for number in range(2, 9)))
+    assert [one.checkpoint["id"] async for one in saver.alist(config_of("large"))] == list("87654321")
 
 
 async def test_large_values_are_serialized_in_a_thread(

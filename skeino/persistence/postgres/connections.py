@@ -71,6 +71,11 @@ class PostgresDatabase:
             self.fetch, self._fetch_in_session, lambda: self._session.is_own, place, operation_timeout
         )
 
+    async def open(self) -> None:
+        """Open the writer's session; the pool is open already."""
+        with translated_errors(self.place):
+            await self._session.open()
+
     async def close(self) -> None:
         """Write what waits to be written, and close the writer's session; the pool is its opener's."""
         try:
@@ -185,6 +190,7 @@ async def open_database(spec: CheckpointerSpec) -> AsyncIterator[PostgresDatabas
         await pool.open()
         database = PostgresDatabase(pool, connect, place, options["operation_timeout"], options["pipeline"])
         try:
+            await database.open()
             yield database
         finally:
             await database.close()

@@ -37,7 +37,7 @@ _LOST_PLANS: Final = (errors.InvalidSqlStatementName, errors.DuplicatePreparedSt
 
 
 class Session:
-    """One connection, opened when it is first needed, and again after it was lost.
+    """One connection, opened again when it is needed after it was lost.
 
     Behind a pooler, which gives each transaction another session, nothing is prepared and nothing is set.
 
@@ -53,6 +53,14 @@ class Session:
         self.is_own = False
         """Whether the server's session is this connection's alone, as far as is known, and has `SETTINGS`."""
         self._may_prepare = True
+
+    async def open(self) -> None:
+        """Connect, if it is not connected.
+
+        Raises:
+            psycopg.Error, StoreUnavailableError: as `fetch`.
+        """
+        await self._connected()
 
     async def fetch(self, statement: str, values: Mapping[str, Any]) -> list[DictRow]:
         """The rows of one statement, which is a transaction of its own. One at a time.
