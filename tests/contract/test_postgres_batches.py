@@ -474,7 +474,7 @@ def no_connections(dsn: str) -> Iterator[None]:
     with psycopg.connect(make_conninfo(dsn, dbname="postgres"), autocommit=True) as connection:
 
         def allow(*, connections: bool) -> None:
-            connection.execute(f"ALTER DATABASE \"{name}\" ALLOW_CONNECTIONS {connections}")  # type: ignore[arg-type,unused-ignore]
+            connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS {connections}')  # type: ignore[arg-type,unused-ignore]
 
         allow(connections=False)
         try:

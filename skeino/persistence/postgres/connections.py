@@ -67,9 +67,7 @@ class PostgresDatabase:
         self._operation_timeout = operation_timeout
         self._returning: set[asyncio.Future[None]] = set()
         self._session = Session(connect, patience=pool.timeout)
-        self.writer = Writer(
-            self.fetch, self._fetch_in_session, lambda: self._session.is_own, place, operation_timeout
-        )
+        self.writer = Writer(self.fetch, self._fetch_in_session, lambda: self._session.is_own, place, operation_timeout)
 
     async def open(self) -> None:
         """Open the writer's session; the pool is open already."""
