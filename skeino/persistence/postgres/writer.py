@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, TypeVar
 
 from psycopg.rows import DictRow
@@ -28,7 +27,7 @@ MAX_BYTES: Final = 16 * 2**20
 """In one statement, as its writes estimate themselves: PostgreSQL takes no message of more than 1 GB."""
 
 LARGE: Final = 2**18
-"""Bytes from which on a write goes by itself, beside others: what it takes is moving them, and no batch makes it less."""
+"""Bytes from which on a write goes by itself, beside others: it takes as long as it takes to move them."""
 
 _ATTEMPTS: Final = 20
 _LOST: Final = ("40P01", "23503")  # deadlock detected; foreign key violation: the thread went away meanwhile
@@ -61,7 +60,9 @@ class Writer:
         self._has_patience = has_patience
         self._place = place
         self._operation_timeout = operation_timeout
-        self._group: GroupCommit[_Write] = GroupCommit(self._write_batch, f"PostgreSQL at {place}")
+        self._group: GroupCommit[_Write] = GroupCommit(
+            self._write_batch, f"PostgreSQL at {place}", patience=operation_timeout
+        )
         self._alone: dict[Hashable, set[asyncio.Task[Rows]]] = {}
 
     async def write(self, kind: Kind, values: Values, key: Hashable, *, thread: Hashable = None, size: int = 0) -> Rows:
@@ -81,11 +82,8 @@ class Writer:
         """
         keys = (key,) if thread in (None, key) else (key, thread)
         write = _Write(kind, values, keys, size, asyncio.get_running_loop().time() + self._operation_timeout)
-        with self._in_time():
-            async with asyncio.timeout_at(write.deadline):
-                answer = await self._group.write(write)
-                rows: Rows = await asyncio.shield(answer) if isinstance(answer, asyncio.Task) else answer
-                return rows
+        rows: Rows = await self._group.write(write)
+        return rows
 
     async def settled(self, thread: Hashable) -> None:
         """Wait until what was asked for before has been done; what is held up only if it is on this thread."""
@@ -165,9 +163,9 @@ class Writer:
 
     async def _rows_of_one(self, write: _Write, before: Sequence[asyncio.Task[Rows]]) -> Rows:
         if before:
-            with self._in_time():
-                async with asyncio.timeout_at(write.deadline):
-                    await asyncio.wait(before)
+            await asyncio.wait(before, timeout=write.deadline - asyncio.get_running_loop().time())
+            if not all(task.done() for task in before):
+                raise StoreUnavailableError(f"PostgreSQL at {self._place} did not answer in time.")
         kind = write.kind
         if kind.one is not None:
             statement, values = kind.one, kind.of_one(write.values)
@@ -184,15 +182,6 @@ class Writer:
                 del self._alone[key]
         if not task.cancelled():
             task.exception()  # its caller may be gone
-
-    @contextmanager
-    def _in_time(self) -> Iterator[None]:
-        try:
-            yield
-        except TimeoutError as exc:
-            raise StoreUnavailableError(
-                f"PostgreSQL at {self._place} did not answer in time.", maybe_done=True
-            ) from exc
 
 
 class _Write(NamedTuple):
