@@ -16,7 +16,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote
@@ -27,6 +27,7 @@ from skeino.errors import ConfigurationError, InvalidInputError, SchemaError, St
 from skeino.persistence.group_commit import GroupCommit
 from skeino.persistence.registry import CheckpointerSpec
 from skeino.persistence.sqlite import schema
+from skeino.persistence.versions import SchemaState
 
 T = TypeVar("T")
 
@@ -168,6 +169,7 @@ async def open_database(spec: CheckpointerSpec) -> AsyncIterator[SqliteDatabase]
     with translated_errors(path):
         if options["setup_schema"]:
             await asyncio.to_thread(_create_privately, path)
+            _refuse_read_only(path)
         elif not path.exists():
             raise SchemaError(f"There is no file {path}, and setup_schema=False forbids to make it.")
         writer = await asyncio.to_thread(_connect_writer, path, options["busy_timeout"])
@@ -191,6 +193,24 @@ async def open_database(spec: CheckpointerSpec) -> AsyncIterator[SqliteDatabase]
         yield database
     finally:
         await database.close()
+
+
+async def read_schema(spec: CheckpointerSpec) -> SchemaState:
+    """What the spec's file has of the schema; nothing is made.
+
+    Raises:
+        ConfigurationError, StoreUnavailableError: as `open_database`.
+    """
+    path = _path_of(spec)
+
+    def read() -> SchemaState:
+        if not path.exists():
+            return schema.read_state(sqlite3.connect(":memory:"))
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=BUSY_TIMEOUT)) as connection:
+            return schema.read_state(connection)
+
+    with translated_errors(path):
+        return await asyncio.to_thread(read)
 
 
 @contextmanager
@@ -267,7 +287,20 @@ def _create_privately(path: Path) -> None:
     except FileExistsError:
         pass
     except OSError as exc:
-        raise ConfigurationError(f"The SQLite file {path} cannot be made: {exc.strerror}.") from exc
+        raise ConfigurationError(
+            f"The SQLite file {path} cannot be made: {exc.strerror}: let this process's user write to its folder, or "
+            "name another file."
+        ) from exc
+
+
+def _refuse_read_only(path: Path) -> None:
+    """SQLite's own errors for it come late, differ, and forget the folder, in which it keeps its journal."""
+    for place in (path, path.parent):
+        if not os.access(place, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise ConfigurationError(
+                f"The SQLite file {path} cannot be written to: let this process's user write to {place}, or name "
+                "another file."
+            )
 
 
 def _connect_writer(path: Path, busy_timeout: float) -> sqlite3.Connection:
