@@ -24,6 +24,8 @@ Document = dict[str, Any]
 _NEWEST_FIRST: Final = [("checkpoint_id", DESCENDING)]
 _IN_ONE_ORDER: Final = [*_NEWEST_FIRST, ("thread_id", ASCENDING), ("checkpoint_ns", ASCENDING)]
 
+_MOST_AHEAD: Final = 100  # checkpoints
+
 
 def one(saver: MongoDBSaver, config: RunnableConfig) -> CheckpointTuple | None:
     """The checkpoint that the config names, or the latest."""
@@ -72,6 +74,33 @@ def page(
             {"checkpoint_id": checkpoint_id, "thread_id": thread_id, "checkpoint_ns": {"$gt": namespace}},
         ]
     return _read(saver, query, _IN_ONE_ORDER, size)
+
+
+class Ancestors:
+    """As much of a saver as `BaseCheckpointSaver.get_delta_channel_history` needs, which asks for a checkpoint, its
+    parent, the parent's parent …: this reads ahead, the further the longer the way is.
+    """
+
+    def __init__(self, saver: MongoDBSaver) -> None:
+        self._saver = saver
+        self._read: dict[str, CheckpointTuple] = {}
+        self._ahead = 1
+
+    def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        checkpoint_id = get_checkpoint_id(config)
+        if checkpoint_id is None:
+            return one(self._saver, config)
+        if checkpoint_id not in self._read:
+            configurable = config["configurable"]
+            query = {
+                "thread_id": _validate_identifier(configurable["thread_id"], "thread_id"),
+                "checkpoint_ns": _validate_identifier(configurable.get("checkpoint_ns", ""), "checkpoint_ns"),
+                "checkpoint_id": {"$lte": _validate_identifier(checkpoint_id, "checkpoint_id")},
+            }
+            found = _read(self._saver, query, _NEWEST_FIRST, self._ahead)
+            self._read = {one.config["configurable"]["checkpoint_id"]: one for one in found}
+            self._ahead = min(10 * self._ahead, _MOST_AHEAD)
+        return self._read.get(checkpoint_id)
 
 
 def _read(saver: MongoDBSaver, query: Document, order: list[tuple[str, int]], size: int) -> list[CheckpointTuple]:

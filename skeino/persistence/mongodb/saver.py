@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.mongodb import MongoDBSaver
 from pymongo import ASCENDING, UpdateOne
 
 from skeino.persistence.inventory import StoredWrite
 from skeino.persistence.mongodb import history
 from skeino.persistence.mongodb.checkpoint_writes import CheckpointWrites
-from skeino.persistence.mongodb.checkpoints import one, page
+from skeino.persistence.mongodb.checkpoints import Ancestors, one, page
 from skeino.persistence.mongodb.connections import MongoDatabase
 from skeino.persistence.paging import Place, paged, paged_blocking
 from skeino.persistence.stamping import RunStampMixin
 
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
-    from langgraph.checkpoint.base import ChannelVersions, Checkpoint, CheckpointMetadata, CheckpointTuple
+    from langgraph.checkpoint.base import (
+        ChannelVersions,
+        Checkpoint,
+        CheckpointMetadata,
+        CheckpointTuple,
+        DeltaChannelHistory,
+    )
 
 T = TypeVar("T")
 
@@ -58,6 +65,13 @@ class MongoDatabaseSaver(MongoDBSaver):
 
         async for checkpoint in paged(read, _limit(limit)):  # a reader that pauses keeps neither a thread nor a cursor
             yield checkpoint
+
+    async def aget_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        return await self.database.in_thread(
+            lambda: MongoDatabaseSaver.get_delta_channel_history(self, config=config, channels=channels)
+        )
 
     async def aput(
         self,
@@ -100,6 +114,13 @@ class MongoDatabaseSaver(MongoDBSaver):
                 return page(self, config, filter, before, after, size)
 
         yield from paged_blocking(read, _limit(limit))
+
+    def get_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        with self.database.blocking_operation():
+            ancestors = cast("MongoDBSaver", Ancestors(self))
+            return BaseCheckpointSaver.get_delta_channel_history(ancestors, config=config, channels=channels)
 
     def put(
         self,
