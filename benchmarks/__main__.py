@@ -1,6 +1,6 @@
 """`python -m benchmarks`: measures, prints tables, and with `--write` puts them into docs/performance.md.
 
-It brings up the servers that it needs, and takes some six minutes; a topic by itself takes less.
+It brings up the servers that it needs, and takes some eight minutes; a topic by itself takes less.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks import growth, machine, middleware, page, runs, savers
+from benchmarks import growth, machine, middleware, operations, page, runs, savers
 from benchmarks.servers import SCHEMES, Place, data_folder, flush_in_microseconds, place_of
 from benchmarks.throughput import Effort
 from tests.servers.process import ServerUnavailableError
@@ -32,10 +32,15 @@ class Topic(Protocol):
     def table(self, schemes: dict[str, Any]) -> str: ...
 
 
-DATABASES: dict[str, Topic] = {"runs": runs, "savers": savers, "growth": growth}
+DATABASES: dict[str, Topic] = {"runs": runs, "savers": savers, "operations": operations, "growth": growth}
 TOPICS = ("middleware", *DATABASES)
 
-FULL = {"runs": Effort(7, 0.5), "savers": Effort(5, 0.8), "growth": Effort(4, 0.4)}
+FULL = {
+    "runs": Effort(7, 0.5),
+    "savers": Effort(5, 0.8),
+    "operations": Effort(9, 0.2),
+    "growth": Effort(4, 0.4),
+}
 QUICK = Effort(2, 0.02, at_most=32)
 
 
