@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks import growth, machine, memory, middleware, network, page, runs, savers, served
+from benchmarks import growth, machine, memory, middleware, network, operations, page, runs, savers, served
 from benchmarks.servers import SCHEMES, Place, data_folder, flush_in_microseconds, place_of
 from benchmarks.throughput import Effort
 from tests.servers.process import ServerUnavailableError
@@ -35,6 +35,7 @@ class Topic(Protocol):
 DATABASES: dict[str, Topic] = {
     "runs": runs,
     "savers": savers,
+    "operations": operations,
     "growth": growth,
     "served": served,
     "network": network,
@@ -48,6 +49,7 @@ PLACES = {"served": ("postgres",), "network": ("postgres",), "memory": EVERYWHER
 FULL = {
     "runs": Effort(7, 0.5),
     "savers": Effort(5, 0.8),
+    "operations": Effort(9, 0.2),
     "growth": Effort(4, 0.4),
     "served": Effort(5, 0.8),
     "network": Effort(5, 0.6),
