@@ -11,6 +11,7 @@ DISTRIBUTIONS = {
     "middleware": ("langgraph", "starlette", "asgi-correlation-id", "opentelemetry-instrumentation-asgi"),
     "runs": ("aiosqlite", "psycopg", "psycopg-pool", "pymongo"),
     "savers": SAVERS,
+    "tables": ("aiosqlite", "psycopg", "pymongo"),
     "growth": (*SAVERS, "aiosqlite", "psycopg", "pymongo"),
 }
 """What each topic's figures depend on."""

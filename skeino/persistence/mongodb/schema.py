@@ -20,14 +20,21 @@ _OURS: Final = (SCHEMA, THREADS, RUNS)
 
 # Of the runs only the active ones are looked for by worker, and to see whether a thread is busy: small indexes.
 _ACTIVE: Final = {"partialFilterExpression": {"active": True}}
+_OWNED: Final = {"partialFilterExpression": {"owner": {"$gt": ""}}}
 INDEXES: Final[dict[str, list[IndexModel]]] = {
     THREADS: [
         IndexModel([("updated_at", ASCENDING), ("_id", ASCENDING)], name="updated"),
         IndexModel([("created_at", ASCENDING), ("_id", ASCENDING)], name="created"),
+        IndexModel([("owner", ASCENDING), ("updated_at", ASCENDING), ("_id", ASCENDING)], name="of_owner", **_OWNED),
+        IndexModel([("status", ASCENDING), ("updated_at", ASCENDING), ("_id", ASCENDING)], name="status"),
+        IndexModel([("metadata.key", ASCENDING), ("metadata.equals", ASCENDING)], name="metadata"),
     ],
     RUNS: [
         IndexModel([("thread_id", ASCENDING), ("created_at", ASCENDING), ("_id", ASCENDING)], name="of_thread"),
         IndexModel([("created_at", ASCENDING), ("_id", ASCENDING)], name="created"),
+        IndexModel([("owner", ASCENDING), ("created_at", ASCENDING), ("_id", ASCENDING)], name="of_owner", **_OWNED),
+        IndexModel([("status", ASCENDING), ("created_at", ASCENDING), ("_id", ASCENDING)], name="status"),
+        IndexModel([("metadata.key", ASCENDING), ("metadata.equals", ASCENDING)], name="metadata"),
         IndexModel([("thread_id", ASCENDING)], name="active_of_thread", **_ACTIVE),
         IndexModel([("worker_id", ASCENDING)], name="active_of_worker", **_ACTIVE),
     ],
