@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks import growth, machine, middleware, page, runs, savers, tables
+from benchmarks import growth, histories, machine, middleware, page, runs, savers, sizes, tables
 from benchmarks.servers import SCHEMES, Place, data_folder, flush_in_microseconds, place_of
 from benchmarks.throughput import Effort
 from tests.servers.process import ServerUnavailableError
@@ -32,10 +32,24 @@ class Topic(Protocol):
     def table(self, schemes: dict[str, Any]) -> str: ...
 
 
-DATABASES: dict[str, Topic] = {"runs": runs, "savers": savers, "growth": growth, "tables": tables}
+DATABASES: dict[str, Topic] = {
+    "runs": runs,
+    "savers": savers,
+    "growth": growth,
+    "tables": tables,
+    "histories": histories,
+    "sizes": sizes,
+}
 TOPICS = ("middleware", *DATABASES)
 
-FULL = {"runs": Effort(7, 0.5), "savers": Effort(5, 0.8), "growth": Effort(4, 0.4), "tables": Effort(5, 0.1)}
+FULL = {
+    "runs": Effort(7, 0.5),
+    "savers": Effort(5, 0.8),
+    "growth": Effort(4, 0.4),
+    "tables": Effort(5, 0.1),
+    "histories": Effort(5, 0.1),
+    "sizes": Effort(1, 2.0),
+}
 QUICK = Effort(2, 0.02, at_most=32, rows=1_000)
 
 

@@ -20,6 +20,7 @@ from benchmarks import rows
 from benchmarks.servers import Place
 from skeino.persistence import RunRow, ThreadRow
 from skeino.persistence.mongodb.documents import run_document, thread_document
+from skeino.persistence.mongodb.schema import INDEXES
 from skeino.persistence.postgres import statements as of_postgres
 from skeino.persistence.rows import RunStatus
 from skeino.persistence.sqlite import statements as of_sqlite
@@ -155,8 +156,10 @@ def _fill_mongodb(uri: str, threads: Iterable[ThreadRow], runs: Iterable[RunRow]
             (database.app_threads, map(thread_document, threads)),
             (database.app_runs, map(run_document, runs)),
         ):
+            collection.drop_indexes()  # made at the end, they cost half
             while batch := list(islice(documents, _BATCH)):
                 collection.insert_many(batch, ordered=False)
+            collection.create_indexes(INDEXES[collection.name])
 
 
 _FILL = {"sqlite": _fill_sqlite, "postgres": _fill_postgres, "mongodb": _fill_mongodb}

@@ -11,6 +11,8 @@ DISTRIBUTIONS = {
     "middleware": ("langgraph", "starlette", "asgi-correlation-id", "opentelemetry-instrumentation-asgi"),
     "runs": ("aiosqlite", "psycopg", "psycopg-pool", "pymongo"),
     "savers": SAVERS,
+    "histories": SAVERS,
+    "sizes": (*SAVERS, "psycopg", "pymongo"),
     "tables": ("aiosqlite", "psycopg", "pymongo"),
     "growth": (*SAVERS, "aiosqlite", "psycopg", "pymongo"),
 }

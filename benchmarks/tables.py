@@ -81,18 +81,15 @@ def table(schemes: dict[str, Any]) -> str:
     """The figures as Markdown."""
     numbers = [*next(iter(next(iter(schemes.values()))["queries"].values()))]
     small, large = str(SMALL), numbers[-1]
-    lines = [
-        "| ms | " + " | ".join(f"`{scheme}`, {small_of(small)} rows | {small_of(large)} | times" for scheme in schemes),
-        "|---|" + "---|---|---|" * len(schemes),
-    ]
-    lines[0] += " |"
+    headings = [f"`{scheme}`, {power_of_ten(small)} rows | {power_of_ten(large)} | times" for scheme in schemes]
+    lines = [f"| ms | {' | '.join(headings)} |", "|---|" + "---|---|---|" * len(schemes)]
     for name in next(iter(schemes.values()))["queries"]:
         cells = [cell for result in schemes.values() for cell in _cells(result["queries"][name], small, large)]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def small_of(number: str) -> str:
+def power_of_ten(number: str) -> str:
     """The number, as powers of ten are read."""
     return f"10{_SUPERSCRIPTS[len(number) - 1]}"
 

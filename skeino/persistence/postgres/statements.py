@@ -173,7 +173,8 @@ def _has_status(statuses: tuple[str, ...], *, busy: str | None) -> str:
         return has_settled
     if "busy" not in statuses:
         return f"{has_settled} AND NOT {busy}"
-    is_busy = f"t.thread_id IN (SELECT r.thread_id FROM app_runs r WHERE r.{ACTIVE})"  # from the few that are active
+    # An array is made once, and its threads looked up: with IN, the planner may go through all threads instead.
+    is_busy = f"t.thread_id = ANY(ARRAY(SELECT r.thread_id FROM app_runs r WHERE r.{ACTIVE}))"
     return f"({is_busy} OR {has_settled})" if settled else is_busy
 
 

@@ -81,7 +81,8 @@ def search_clauses(query: Query, *, id_column: str, busy: str | None) -> tuple[s
         return f"{column} IN (SELECT value FROM json_each(:{name}))"
 
     if query.statuses is not None:
-        conditions.append(_has_status(query.statuses, busy=busy))
+        alone = query.thread_id is None and query.ids is None and query.owner is ANY_OWNER
+        conditions.append(_has_status(query.statuses, busy=busy, indexed=alone))
     if query.ids is not None:
         conditions.append(any_of(f"t.{id_column}", query.ids, "ids"))
     if query.thread_id is not None:
@@ -102,22 +103,26 @@ def search_clauses(query: Query, *, id_column: str, busy: str | None) -> tuple[s
         name = f"metadata_{number}"
         conditions.append(_HAS_METADATA.format(name=name, test=_json_test(wanted, f":{name}_value")))
         values |= {f"{name}_key": key, f"{name}_value": wanted}
-    direction = "DESC NULLS FIRST" if query.descending else "ASC NULLS LAST"
+    direction = "DESC" if query.descending else "ASC"
+    nulls = ""  # said only where there are any: it keeps SQLite from reading the order from an index
+    if query.sort_by == "finished_at":
+        nulls = " NULLS FIRST" if query.descending else " NULLS LAST"
     return (
-        f"WHERE {' AND '.join(conditions)} ORDER BY t.{query.sort_by} {direction}, t.{id_column} {direction} "
+        f"WHERE {' AND '.join(conditions)} ORDER BY t.{query.sort_by} {direction}{nulls}, t.{id_column} {direction} "
         "LIMIT :limit OFFSET :offset"
     ), values
 
 
-def _has_status(statuses: tuple[str, ...], *, busy: str | None) -> str:
-    """The statuses are known words and stand in the text, beside the condition of the partial index that has them all:
-    SQLite compares conditions by their text (https://www.sqlite.org/partialindex.html).
+def _has_status(statuses: tuple[str, ...], *, busy: str | None, indexed: bool) -> str:
+    """The statuses are known words and stand in the text, and so does, if this index is to be used, the condition of
+    the partial index that has them all: SQLite compares the texts (https://www.sqlite.org/partialindex.html). Beside a
+    thread or an owner it is not to be used: SQLite, which does not know how many rows are which, would prefer it.
     """
     settled = [status for status in statuses if status != "busy"]
     has_settled = _is_one_of(settled)
-    for indexed in (STOPPED if busy else FAILED, ACTIVE_STATUSES):
-        if settled and set(settled) <= set(indexed):
-            has_settled += f" AND {_is_one_of(indexed)}"
+    for partial in (STOPPED if busy else FAILED, ACTIVE_STATUSES):
+        if indexed and settled and set(settled) <= set(partial):
+            has_settled += f" AND {_is_one_of(partial)}"
     if busy is None:
         return has_settled
     if "busy" not in statuses:
