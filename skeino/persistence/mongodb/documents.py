@@ -130,6 +130,8 @@ def run_filter(query: Query) -> Document:
     condition = _filter(query)
     if query.statuses is not None:
         condition["status"] = {"$in": list(query.statuses)}
+        if query.statuses and set(query.statuses) <= set(ACTIVE_STATUSES):
+            condition["active"] = True  # says the same, and is what the index is of
     if query.thread_id is not None:
         condition["thread_id"] = query.thread_id
     return condition

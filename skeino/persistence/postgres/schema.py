@@ -35,7 +35,7 @@ MIGRATIONS: Final[tuple[LiteralString, ...]] = (
     CREATE INDEX app_threads_of_owner ON app_threads (owner, updated_at, thread_id) WHERE owner IS NOT NULL;
     CREATE INDEX app_threads_stopped ON app_threads (status, updated_at, thread_id)
         WHERE status IN ('interrupted', 'error');
-    CREATE INDEX app_threads_metadata ON app_threads USING gin (metadata jsonb_path_ops);
+    CREATE INDEX app_threads_metadata ON app_threads USING gin (metadata jsonb_path_ops) WHERE metadata <> '{}';
     CREATE TABLE app_runs (
         run_id uuid PRIMARY KEY,
         thread_id text COLLATE "C" REFERENCES app_threads (thread_id) ON DELETE CASCADE,
@@ -62,7 +62,7 @@ MIGRATIONS: Final[tuple[LiteralString, ...]] = (
     CREATE INDEX app_runs_of_owner ON app_runs (owner, created_at, run_id) WHERE owner IS NOT NULL;
     CREATE INDEX app_runs_failed ON app_runs (status, created_at, run_id)
         WHERE status IN ('error', 'timeout', 'interrupted');
-    CREATE INDEX app_runs_metadata ON app_runs USING gin (metadata jsonb_path_ops);
+    CREATE INDEX app_runs_metadata ON app_runs USING gin (metadata jsonb_path_ops) WHERE metadata <> '{}';
     """,
 )
 """One entry for each version, in order; a version that has been released never changes."""

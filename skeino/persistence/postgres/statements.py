@@ -156,7 +156,7 @@ def search_clauses(query: Query, *, id_column: str, id_type: str, busy: str | No
         conditions.append("t.created_at < %(created_before)s")
         values["created_before"] = query.created_before
     if query.metadata is not None:
-        conditions.append("t.metadata @> %(metadata)s")
+        conditions.append("t.metadata @> %(metadata)s AND t.metadata <> '{}'")  # the index has no others
         values["metadata"] = Jsonb(query.metadata)
     direction = "DESC NULLS FIRST" if query.descending else "ASC NULLS LAST"
     return (
