@@ -1,6 +1,6 @@
 """`python -m benchmarks`: measures, prints tables, and with `--write` puts them into docs/performance.md.
 
-It brings up the servers that it needs, and takes some six minutes; a topic by itself takes less.
+It brings up the servers that it needs, and takes a quarter of an hour; a topic by itself takes less.
 """
 
 from __future__ import annotations
@@ -87,11 +87,16 @@ def text_of(topic: str, result: dict[str, Any]) -> str:
         ]
     else:
         databases = ", ".join(one["database"] for one in result["schemes"].values())
+        rounds = f"{result['rounds']} interleaved rounds of {result['seconds']} s, {result['measured_at'][:10]}"
+        how = {
+            "sizes": f"Counted over {result['seconds']} s of each, {result['measured_at'][:10]}",
+            "tables": f"Medians of {rounds}",
+            "histories": f"Medians of {rounds}",
+        }.get(topic, f"Medians and quartiles of {rounds}; p50 and p99 of all of them")
         lines = [
             DATABASES[topic].table(result["schemes"]),
             "",
-            f"Medians and quartiles of {result['rounds']} interleaved rounds of {result['seconds']} s, "
-            f"{result['measured_at'][:10]}; p50 and p99 of all of them. {databases}; the disk keeps 8 kB for good in "
+            f"{how}. {databases}; the disk keeps 8 kB for good in "
             f"{result['flush_in_microseconds']:.0f} µs. {result['machine']}.",
         ]
     return "\n".join([*lines, ""])

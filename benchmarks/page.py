@@ -1,4 +1,4 @@
-"""docs/performance.json, and what is drawn and written from it: a part for each topic, new when it is measured again."""
+"""docs/performance.json, and what is drawn and written from it: a part for each topic, which measuring makes anew."""
 
 from __future__ import annotations
 

@@ -133,6 +133,8 @@ def svg(plot: Plot, panels: Panels) -> str:
             axis.set_xlabel(plot.across)
             axis.grid(visible=True, which="major", alpha=0.25, linewidth=0.5, color=_INK)
             axis.minorticks_off()
+            axis.xaxis.set_major_formatter(_plain)
+            axis.yaxis.set_major_formatter(_plain)
         axes[0].set_ylabel(plot.up)
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
@@ -143,6 +145,14 @@ def svg(plot: Plot, panels: Panels) -> str:
     text = file.getvalue().replace(_INK, "var(--ink, #57606a)")
     before, opened, after = text.partition("<defs>")
     return before + _STYLE.format() + "\n " + opened + after
+
+
+def _plain(number: float, _: int) -> str:
+    """1k and not 10³."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:g}{letter}"
+    return f"{number:g}"
 
 
 def _colour_of(names: list[str], name: str) -> int:

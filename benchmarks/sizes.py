@@ -1,4 +1,4 @@
-"""What a run, a checkpoint and a graph leave behind: commits, bytes of the log, bytes kept; the database counts them."""
+"""What a run, a checkpoint and a graph leave behind, as the database counts it: commits, bytes logged, bytes kept."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import psycopg
 from pymongo import MongoClient
 
-from benchmarks import runs, savers
+from benchmarks import growth, runs, savers
 from benchmarks.servers import Place
 from benchmarks.throughput import Effort, Variant
 from skeino.persistence import open_persistence
@@ -73,7 +73,7 @@ async def _working(place: Place, uri: str, what: str) -> AsyncIterator[Variant]:
         elif what == "a graph of three nodes":
             yield savers.ainvoke(persistence.checkpointer)
         else:
-            yield savers.aput("x" * 1000)(persistence.checkpointer)
+            yield savers.aput(growth.incompressible(1000))(persistence.checkpointer)
 
 
 def table(schemes: dict[str, Any]) -> str:
@@ -160,6 +160,7 @@ class _MongoDB:
         return {"commits": float(status["transactions"]["totalCommitted"]), "log": float(log)}
 
     def kept(self, what: str) -> tuple[int, dict[str, float]]:
+        self._client.admin.command("fsync")  # sizes are those of the files, which are written once a minute
         names = [name for name in WRITTEN[what] if name != "checkpoint_blobs"]
         statistics = [self._database.command("collStats", name) for name in names]
         first = self._database[names[0]]

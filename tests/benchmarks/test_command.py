@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.__main__ import DATABASES
 from benchmarks.middleware import VARIANTS
 from benchmarks.page import begin, written
 from tests.servers import mongodb, postgres
@@ -66,9 +67,21 @@ def test_it_measures_databases_on_a_disk(scheme: str, tmp_path: Path) -> None:
 
     assert run.returncode == 0, run.stderr
     result = json.loads(run.stdout)
-    figures = {topic: figures_in(result[topic]["schemes"][scheme]) for topic in ("runs", "savers", "growth")}
-    assert {topic: len(found) for topic, found in figures.items()} == {"runs": 8, "savers": 9, "growth": 12}
+    figures = {topic: figures_in(result[topic]["schemes"][scheme]) for topic in DATABASES if topic != "sizes"}
+    assert {topic: len(found) for topic, found in figures.items()} == {
+        "runs": 8,
+        "savers": 9,
+        "growth": 12,
+        "tables": 2 * 20,
+        "histories": 6,
+    }
     assert all(figure["median"] > 0 for found in figures.values() for figure in found)
+    each = result["sizes"]["schemes"][scheme]["each"]
+    assert all(
+        one[name] > 0 for numbers in each.values() for one in numbers.values() for name in one if name != "commits"
+    )
+    if scheme == "postgres":  # what comes at once shares commits
+        assert each["a run"]["32"]["commits"] < 1 < each["a run"]["1"]["commits"]
     assert result["runs"]["flush_in_microseconds"] > 0
     assert list(tmp_path.iterdir()) == []
 
