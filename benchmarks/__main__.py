@@ -1,6 +1,6 @@
 """`python -m benchmarks`: measures, prints tables, and with `--write` puts them into docs/performance.md.
 
-It brings up the servers that it needs, and takes some ten minutes; a topic by itself takes less.
+It brings up the servers that it needs, and takes a quarter of an hour; a topic by itself takes less.
 """
 
 from __future__ import annotations
@@ -18,7 +18,18 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import Progress
 
-from benchmarks import growth, machine, memory, middleware, network, operations, page, runs, savers, served
+from benchmarks import (
+    growth,
+    histories,
+    machine,
+    memory,
+    middleware,
+    page,
+    runs,
+    savers,
+    sizes,
+    tables,
+)
 from benchmarks.servers import SCHEMES, Place, data_folder, flush_in_microseconds, place_of
 from benchmarks.throughput import Effort
 from tests.servers.process import ServerUnavailableError
@@ -35,11 +46,10 @@ class Topic(Protocol):
 DATABASES: dict[str, Topic] = {
     "runs": runs,
     "savers": savers,
-    "operations": operations,
     "growth": growth,
-    "served": served,
-    "network": network,
-    "memory": memory,
+    "tables": tables,
+    "histories": histories,
+    "sizes": sizes,
 }
 TOPICS = ("middleware", *DATABASES)
 EVERYWHERE = ("memory", *SCHEMES)
@@ -51,11 +61,14 @@ FULL = {
     "savers": Effort(5, 0.8),
     "operations": Effort(9, 0.2),
     "growth": Effort(4, 0.4),
+    "tables": Effort(5, 0.1),
+    "histories": Effort(5, 0.1),
+    "sizes": Effort(1, 2.0),
     "served": Effort(5, 0.8),
     "network": Effort(5, 0.6),
     "memory": Effort(2, 0),
 }
-QUICK = Effort(2, 0.02, at_most=32)
+QUICK = Effort(2, 0.02, at_most=32, rows=1_000)
 
 
 def main() -> None:
@@ -105,11 +118,16 @@ def text_of(topic: str, result: dict[str, Any]) -> str:
         ]
     else:
         databases = ", ".join(one["database"] for one in result["schemes"].values())
+        rounds = f"{result['rounds']} interleaved rounds of {result['seconds']} s, {result['measured_at'][:10]}"
+        how = {
+            "sizes": f"Counted over {result['seconds']} s of each, {result['measured_at'][:10]}",
+            "tables": f"Medians of {rounds}",
+            "histories": f"Medians of {rounds}",
+        }.get(topic, f"Medians and quartiles of {rounds}; p50 and p99 of all of them")
         lines = [
             DATABASES[topic].table(result["schemes"]),
             "",
-            f"Medians and quartiles of {result['rounds']} interleaved rounds of {result['seconds']} s, "
-            f"{result['measured_at'][:10]}; p50 and p99 of all of them. {databases}; the disk keeps 8 kB for good in "
+            f"{how}. {databases}; the disk keeps 8 kB for good in "
             f"{result['flush_in_microseconds']:.0f} µs. {result['machine']}.",
         ]
     return "\n".join([*lines, ""])

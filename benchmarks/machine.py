@@ -15,6 +15,9 @@ DISTRIBUTIONS = {
     "network": ("langgraph", "langgraph-checkpoint-postgres", "psycopg", "psycopg-pool"),
     "memory": ("uvicorn", "uvloop", "starlette", "langgraph", "psycopg", "pymongo", "aiosqlite"),
     "operations": (*SAVERS, "aiosqlite", "psycopg", "pymongo"),
+    "histories": SAVERS,
+    "sizes": (*SAVERS, "psycopg", "pymongo"),
+    "tables": ("aiosqlite", "psycopg", "pymongo"),
     "growth": (*SAVERS, "aiosqlite", "psycopg", "pymongo"),
 }
 """What each topic's figures depend on."""

@@ -69,12 +69,20 @@ def test_it_measures_databases_on_a_disk(scheme: str, tmp_path: Path) -> None:
     assert run.returncode == 0, run.stderr
     result = json.loads(run.stdout)
     topics = [topic for topic in DATABASES if scheme in PLACES.get(topic, SCHEMES)]
-    figures = {topic: figures_in(result[topic]["schemes"][scheme]) for topic in topics}
     assert set(result) == {"middleware", *topics}
-    expected = {"runs": 8, "savers": 9, "operations": 18, "growth": 12, "served": 10, "network": 8, "memory": 8}
+    topics.remove("sizes")
+    figures = {topic: figures_in(result[topic]["schemes"][scheme]) for topic in topics}
+    expected = {"runs": 8, "savers": 9, "operations": 18, "growth": 12, "tables": 2 * 20, "histories": 6}
+    expected |= {"served": 10, "network": 8, "memory": 8}
     assert {topic: len(found) for topic, found in figures.items()} == {topic: expected[topic] for topic in topics}
     figures.pop("memory")  # so few runs are lost among the pages that come and go
     assert all(figure["median"] > 0 for found in figures.values() for figure in found)
+    each = result["sizes"]["schemes"][scheme]["each"]
+    assert all(
+        one[name] > 0 for numbers in each.values() for one in numbers.values() for name in one if name != "commits"
+    )
+    if scheme == "postgres":  # what comes at once shares commits
+        assert each["a run"]["32"]["commits"] < 1 < each["a run"]["1"]["commits"]
     assert result["runs"]["flush_in_microseconds"] > 0
     assert list(tmp_path.iterdir()) == []
 

@@ -12,7 +12,7 @@ Texts of callers stand only where MongoDB expects values: in updates that are pi
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, cast
 
@@ -130,21 +130,39 @@ def run_filter(query: Query) -> Document:
     condition = _filter(query)
     if query.statuses is not None:
         condition["status"] = {"$in": list(query.statuses)}
+        if query.statuses and set(query.statuses) <= set(ACTIVE_STATUSES):
+            condition["active"] = True  # says the same, and is what the index is of
     if query.thread_id is not None:
         condition["thread_id"] = query.thread_id
     return condition
 
 
-def thread_pipeline(query: Query) -> list[Document]:
-    """The stages of a search for threads, each found with at most one of its active runs as `active`."""
-    page: list[Document] = [{"$sort": dict(order(query))}, {"$skip": query.offset}, {"$limit": query.limit}]
+def thread_pipeline(query: Query, busy: Sequence[str]) -> list[Document]:
+    """The stages of a search for threads, each found with at most one of its active runs as `active`.
+
+    They are sorted first, by an index: then only as many are looked at as the page needs.
+
+    Args:
+        query: what is searched.
+        busy: the threads that have active runs, if `needs_busy` says so.
+    """
     condition = _filter(query)
+    sort: Document = {"$sort": dict(order(query))}
+    page: list[Document] = [{"$skip": query.offset}, {"$limit": query.limit}]
     if query.statuses is None:
-        return [{"$match": condition}, *page, WITH_ACTIVE_RUN]
+        return [{"$match": condition}, sort, *page, WITH_ACTIVE_RUN]
     settled = {"status": {"$in": [status for status in query.statuses if status != "busy"]}}
-    if "busy" in query.statuses:
-        return [{"$match": condition}, WITH_ACTIVE_RUN, {"$match": {"$or": [{"active": {"$ne": []}}, settled]}}, *page]
-    return [{"$match": {**condition, **settled}}, WITH_ACTIVE_RUN, {"$match": {"active": []}}, *page]
+    if not needs_busy(query):
+        return [{"$match": {**condition, **settled}}, sort, WITH_ACTIVE_RUN, {"$match": {"active": []}}, *page]
+    is_busy = {"_id": {"$in": [*busy]}}
+    either = {"$or": [is_busy, settled]} if settled["status"]["$in"] else is_busy
+    still = {"$or": [{"active": {"$ne": []}}, settled]}
+    return [{"$match": {"$and": [condition, either]}}, sort, WITH_ACTIVE_RUN, {"$match": still}, *page]
+
+
+def needs_busy(query: Query) -> bool:
+    """Whether threads with active runs are meant: those are found by their runs."""
+    return query.statuses is not None and "busy" in query.statuses
 
 
 WITH_ACTIVE_RUN: Final[Document] = {

@@ -25,6 +25,7 @@ from skeino.persistence.mongodb.documents import (
     error_text,
     json_text,
     microseconds,
+    needs_busy,
     one,
     order,
     run_document,
@@ -175,9 +176,10 @@ class MongoMetadataStore:
             return await self._read_thread(condition)
 
     async def search_threads(self, **search: Unpack[ThreadSearch]) -> list[ThreadRow]:
-        pipeline = thread_pipeline(thread_query(search))
+        query = thread_query(search)
         async with self._database.operation():
-            found = await self._database.aggregate(self._threads, pipeline, allowDiskUse=True)
+            busy = await self._busy() if needs_busy(query) else []
+            found = await self._database.aggregate(self._threads, thread_pipeline(query, busy), allowDiskUse=True)
         return [thread_of(document, busy=bool(document["active"])) for document in found]
 
     async def update_thread(
@@ -257,6 +259,11 @@ class MongoMetadataStore:
         return await self._database.transact(restore)
 
     # ── Helpers ──────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _busy(self) -> list[str]:
+        """The threads that have active runs."""
+        runs = await self._runs.find({"active": True, "thread_id": {"$gt": ""}}, {"_id": 0, "thread_id": 1}).to_list()
+        return sorted({run["thread_id"] for run in runs})
 
     async def _read_thread(self, condition: dict[str, Any]) -> ThreadRow | None:
         found = await self._database.aggregate(self._threads, [{"$match": condition}, WITH_ACTIVE_RUN])

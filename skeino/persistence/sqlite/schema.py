@@ -24,6 +24,9 @@ MIGRATIONS = (
     );
     CREATE INDEX app_threads_updated ON app_threads (updated_at, thread_id);
     CREATE INDEX app_threads_created ON app_threads (created_at, thread_id);
+    CREATE INDEX app_threads_of_owner ON app_threads (owner, updated_at, thread_id) WHERE owner IS NOT NULL;
+    CREATE INDEX app_threads_stopped ON app_threads (status, updated_at, thread_id)
+        WHERE status IN ('interrupted', 'error');
     CREATE TABLE app_runs (
         run_id TEXT NOT NULL PRIMARY KEY,
         thread_id TEXT REFERENCES app_threads (thread_id) ON DELETE CASCADE,
@@ -46,6 +49,10 @@ MIGRATIONS = (
     CREATE INDEX app_runs_of_thread ON app_runs (thread_id, created_at, run_id);
     CREATE INDEX app_runs_created ON app_runs (created_at, run_id);
     CREATE INDEX app_runs_active ON app_runs (thread_id) WHERE status IN ('pending', 'running');
+    CREATE INDEX app_runs_active_created ON app_runs (created_at, run_id) WHERE status IN ('pending', 'running');
+    CREATE INDEX app_runs_of_owner ON app_runs (owner, created_at, run_id) WHERE owner IS NOT NULL;
+    CREATE INDEX app_runs_failed ON app_runs (status, created_at, run_id)
+        WHERE status IN ('error', 'timeout', 'interrupted');
     """,
 )
 """One entry for each version, in order; a version that has been released never changes."""
