@@ -42,6 +42,7 @@ TRACE_HEADER: Final = b"traceparent"
 UNTRACKED_METHODS: Final = frozenset({"HEAD", "OPTIONS"})
 READING_METHODS: Final = frozenset({"GET", "DELETE"})
 """They create no thread, and do not make it busy."""
+USUAL_METHODS: Final = READING_METHODS | {"POST", "PUT", "PATCH"}
 
 _SCOPE_KEY: Final = "skeino.middleware"  # in the scope: the one that has seen the request already
 
@@ -328,4 +329,6 @@ async def _resolved(resolver: Resolver, connection: HTTPConnection) -> str | Non
 
 def _description(method: str, path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a run's row keeps of its request."""
-    return {}, {"method": scrubbed(method, limit=20), "path": scrubbed(path, limit=1000)}
+    if method not in USUAL_METHODS:
+        method = scrubbed(method, limit=20)
+    return {}, {"method": method, "path": scrubbed(path, limit=1000)}
