@@ -39,7 +39,9 @@ class Ledger:
             if self.last_checkpoint_id is None or checkpoint_id > self.last_checkpoint_id:
                 self.last_checkpoint_id = checkpoint_id
             if self._pauses:
-                self._pauses -= {(thread, at) for thread, at in self._pauses if thread == thread_id and at < checkpoint_id}
+                self._pauses -= {
+                    (thread, at) for thread, at in self._pauses if thread == thread_id and at < checkpoint_id
+                }
 
     def interrupted(self, thread_id: str, namespace: str, checkpoint_id: str) -> None:
         """Note that a task of this checkpoint called `interrupt()`; a subgraph's pause shows in its root, too."""

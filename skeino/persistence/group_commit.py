@@ -58,6 +58,10 @@ class GroupCommit(Generic[Write]):
             StoreUnavailableError: too many writes wait, or it is closed.
             Exception: what the write itself, or its batch, has failed with.
         """
+        return await self.enqueue(write)
+
+    def enqueue(self, write: Write) -> asyncio.Future[Any]:
+        """As `write`, for a caller that does not wait: it is queued when this returns the future of its answer."""
         if self._closed:
             raise StoreUnavailableError(f"{self._place} is closed.")
         if len(self._waiting) >= self._max_waiting:
@@ -65,10 +69,8 @@ class GroupCommit(Generic[Write]):
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._waiting.append((write, answer))
         if self._writer is None:
-            self._writer = asyncio.get_running_loop().create_task(
-                self._write_all(), name="skeino writer", context=contextvars.Context()
-            )
-        return await answer
+            self._begin()
+        return answer
 
     async def close(self) -> None:
         """Take no more writes, and wait until those there are have been answered."""
@@ -76,13 +78,21 @@ class GroupCommit(Generic[Write]):
         while self._writer is not None:
             await asyncio.wait([self._writer])
 
+    def _begin(self) -> None:
+        self._writer = asyncio.get_running_loop().create_task(
+            self._write_all(), name="skeino writer", context=contextvars.Context()
+        )
+        self._writer.add_done_callback(self._is_over)
+
+    def _is_over(self, writer: asyncio.Task[None]) -> None:
+        self._writer = None
+        if self._waiting:  # it was cancelled, with the event loop say, but not those that wait for these
+            self._begin()
+
     async def _write_all(self) -> None:
-        try:
-            while self._waiting:
-                batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._max_batch))]
-                await self._answer(batch)
-        finally:
-            self._writer = None
+        while self._waiting:
+            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._max_batch))]
+            await self._answer(batch)
 
     async def _answer(self, batch: list[tuple[Write, asyncio.Future[Any]]]) -> None:
         try:

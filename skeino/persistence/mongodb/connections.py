@@ -32,6 +32,7 @@ from pymongo.errors import (
 from pymongo.synchronous.database import Database
 
 from skeino.errors import ConfigurationError, InvalidInputError, SchemaError, StoreError, StoreUnavailableError
+from skeino.persistence.answers import answer_to
 from skeino.persistence.cancellation import to_its_end
 from skeino.persistence.mongodb import schema
 from skeino.persistence.mongodb.clients import (
@@ -134,6 +135,10 @@ class MongoDatabase:
         with translated_errors(self.place):
             async with asyncio.timeout(self._operation_timeout):
                 yield
+
+    def answer_in_time(self, written: asyncio.Future[T]) -> asyncio.Future[T]:
+        """As `in_time`, for a write that has been queued and whose caller does not wait."""
+        return answer_to(written, within=self._operation_timeout, errors=lambda: translated_errors(self.place))
 
     @contextmanager
     def blocking_operation(self) -> Iterator[None]:

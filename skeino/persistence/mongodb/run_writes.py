@@ -60,20 +60,19 @@ class RunWrites:
             ThreadNotFoundError: the thread belongs to another owner. Nothing was written.
             StoreError: as `MongoDatabase.operation`.
         """
+        return await to_its_end(self.enqueue(write))
+
+    def enqueue(self, write: Write) -> asyncio.Future[Any]:
+        """As `write`, for a caller that does not wait: it is queued when this returns the future of its answer."""
         if not self._database.transactions:
-            return await to_its_end(self._alone(write))
-        return await to_its_end(self._in_turn(write))
+            return self._beside(self._alone(write))
+        return self._database.answer_in_time(self._group.enqueue(write))
 
     async def close(self) -> None:
         """Take no more writes, and wait until those there are have been answered."""
         await self._group.close()
         while self._apart:  # one may leave others
             await asyncio.wait(self._apart)
-
-    async def _in_turn(self, write: Write) -> Any:
-        async with self._database.in_time():
-            answer = await self._group.write(write)
-            return await answer if isinstance(answer, asyncio.Task) else answer
 
     # ── Together ─────────────────────────────────────────────────────────────────────────────────────────
 

@@ -6,10 +6,12 @@ stored: it is derived from the active runs, so nothing has to be put right when 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TypeVar, Unpack
 
+from psycopg.rows import DictRow
 from psycopg.types.json import Jsonb
 
 from skeino.errors import (
@@ -103,15 +105,21 @@ class MetadataStore:
             await self._refuse_other_owner(thread_id, owner)
         raise StoreError(f"The thread {thread_id!r} comes and goes: the run could not be tied to it.")
 
-    async def finish_run(self, finish: RunFinish) -> bool:
+    def finish_run(self, finish: RunFinish) -> Awaitable[bool]:
         finish = checked_finish(finish)
         values = {
             **finish,
             "metadata": Jsonb(finish["metadata"]),
             "error": None if finish["error"] is None else Jsonb(finish["error"]),
         }
-        if await self._write(FINISH, values, finish["run_id"], thread=finish["thread_id"]):
-            return True
+
+        def ended(rows: list[DictRow]) -> bool | asyncio.Task[bool]:
+            return True if rows else asyncio.create_task(self._was_finished_so(values), name="skeino end of run")
+
+        enqueue = self._database.writer.enqueue
+        return enqueue(FINISH, values, finish["run_id"], thread=finish["thread_id"], then=ended)
+
+    async def _was_finished_so(self, values: dict[str, Any]) -> bool:
         return bool(await self._database.fetch(WAS_FINISHED_SO, values))
 
     async def interrupt_runs(self, worker_id: str, error: RunError) -> int:

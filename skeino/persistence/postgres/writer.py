@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from psycopg.rows import DictRow
 
 from skeino.errors import SchemaError, StoreError, StoreUnavailableError
+from skeino.persistence.answers import answer_to
 from skeino.persistence.group_commit import GroupCommit
 from skeino.persistence.postgres.batches import NOTHING, Kind, Values
 
@@ -72,6 +73,18 @@ class Writer:
                 answer = await self._group.write(write)
                 rows: Rows = await asyncio.shield(answer) if isinstance(answer, asyncio.Task) else answer
                 return rows
+
+    def enqueue(
+        self, kind: Kind, values: Values, key: Hashable, *, thread: Hashable = None, then: Callable[[Rows], Any]
+    ) -> asyncio.Future[Any]:
+        """As `write`, for a caller that does not wait: it is queued when this returns the future of its answer.
+
+        `then` makes that answer of the rows; it may return a task that finds it out.
+        """
+        keys = (key,) if thread in (None, key) else (key, thread)
+        write = _Write(kind, values, keys, 0, asyncio.get_running_loop().time() + self._operation_timeout)
+        written = self._group.enqueue(write)
+        return answer_to(written, within=self._operation_timeout, errors=self._in_time, then=then)
 
     async def settled(self, thread: Hashable) -> None:
         """Wait until what was asked for before has been done; what is held up only if it is on this thread."""

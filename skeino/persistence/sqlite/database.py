@@ -16,7 +16,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote
@@ -24,6 +24,7 @@ from urllib.parse import unquote
 import aiosqlite
 
 from skeino.errors import ConfigurationError, InvalidInputError, SchemaError, StoreError, StoreUnavailableError
+from skeino.persistence.answers import answer_to
 from skeino.persistence.group_commit import GroupCommit
 from skeino.persistence.registry import CheckpointerSpec
 from skeino.persistence.sqlite import schema
@@ -70,11 +71,12 @@ class SqliteDatabase:
             StoreUnavailableError: it took too long, or another process kept the file locked, or the disk failed.
             StoreError: SQLite refused it otherwise.
         """
-        write = _Write(work, time.monotonic() + self._busy_timeout)
-        with translated_errors(self.path):
-            async with asyncio.timeout(self._operation_timeout):
-                answer: T = await self._group.write(write)
-                return answer
+        return await self.enqueue(work)
+
+    def enqueue(self, work: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
+        """As `write`, for a caller that does not wait: it is queued when this returns the future of its answer."""
+        written = self._group.enqueue(_Write(work, time.monotonic() + self._busy_timeout))
+        return answer_to(written, within=self._operation_timeout, errors=self._translated_errors)
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[None]:
@@ -91,6 +93,9 @@ class SqliteDatabase:
         """The rows of one SELECT."""
         async with self.reading():
             return list(await self.reader.execute_fetchall(statement, parameters))
+
+    def _translated_errors(self) -> AbstractContextManager[None]:
+        return translated_errors(self.path)
 
     async def _write_batch(self, writes: Sequence[_Write]) -> Sequence[Any]:
         loop = asyncio.get_running_loop()
