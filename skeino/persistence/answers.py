@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
-T = TypeVar("T")
 Errors = Callable[[], AbstractContextManager[None]]
 
 
@@ -27,49 +25,58 @@ def answer_to(
         errors: translates what is raised in it: the driver's errors, and `TimeoutError`.
         then: makes the answer of the result; it may return a task that finds it out.
     """
-    answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    timer = answer.get_loop().call_later(within, _give_up, answer, errors)
-    written.add_done_callback(partial(_pass_on, answer, timer, errors, then))
-    return answer
+    waiter = _Waiter(within, errors, then)
+    written.add_done_callback(waiter.arrived)
+    return waiter.answer
 
 
-def _pass_on(
-    answer: asyncio.Future[Any],
-    timer: asyncio.TimerHandle,
-    errors: Errors,
-    then: Callable[[Any], Any],
-    written: asyncio.Future[Any],
-) -> None:
-    exc = None if written.cancelled() else written.exception()
-    if answer.done():  # too late, or the caller was cancelled
-        timer.cancel()
-        return
-    if written.cancelled():  # with the event loop
-        timer.cancel()
-        answer.cancel()
-        return
-    if exc is not None:
-        timer.cancel()
-        _fail(answer, exc, errors)
-        return
-    result = written.result()
-    if not isinstance(result, asyncio.Future):
-        result, then = then(result), _as_it_is
-    if isinstance(result, asyncio.Future):
-        result.add_done_callback(partial(_pass_on, answer, timer, errors, then))
-        return
-    timer.cancel()
-    answer.set_result(result)
+class _Waiter:
+    __slots__ = ("_errors", "_then", "_timer", "answer")
 
+    def __init__(self, within: float, errors: Errors, then: Callable[[Any], Any]) -> None:
+        loop = asyncio.get_running_loop()
+        self.answer: asyncio.Future[Any] = loop.create_future()
+        self._errors = errors
+        self._then = then
+        self._timer = loop.call_later(within, self._give_up)
 
-def _give_up(answer: asyncio.Future[Any], errors: Errors) -> None:
-    if not answer.done():
-        _fail(answer, TimeoutError(), errors)
+    def arrived(self, written: asyncio.Future[Any]) -> None:
+        """It is written, or the task that has gone on with it is over."""
+        if written.cancelled():
+            exc: BaseException | None = asyncio.CancelledError()  # with the event loop
+        else:
+            exc = written.exception()
+        if self.answer.done():  # in vain: it is too late, or the caller was cancelled
+            self._timer.cancel()
+        elif exc is not None:
+            self._fail(exc)
+        else:
+            self._take(written.result())
 
+    def _take(self, result: Any) -> None:
+        if not isinstance(result, asyncio.Future):
+            then, self._then = self._then, _as_it_is
+            try:
+                result = then(result)
+            except Exception as exc:
+                self._fail(exc)
+                return
+        if isinstance(result, asyncio.Future):
+            result.add_done_callback(self.arrived)
+        else:
+            self._timer.cancel()
+            self.answer.set_result(result)
 
-def _fail(answer: asyncio.Future[Any], exc: BaseException, errors: Errors) -> None:
-    try:
-        with errors():
-            raise exc
-    except Exception as translated:
-        answer.set_exception(translated)
+    def _give_up(self) -> None:
+        if not self.answer.done():
+            self._fail(TimeoutError())
+
+    def _fail(self, exc: BaseException) -> None:
+        self._timer.cancel()
+        try:
+            with self._errors():
+                raise exc
+        except asyncio.CancelledError:
+            self.answer.cancel()
+        except Exception as translated:
+            self.answer.set_exception(translated)

@@ -122,6 +122,36 @@ async def test_a_batch_inherits_no_callers_context() -> None:
     assert await disk.group.write(1) == 10  # the disk looks
 
 
+async def test_what_is_queued_is_written_though_nobody_waits_yet() -> None:
+    disk = Disk()
+    answers = [disk.group.enqueue(number) for number in (1, -2, 3)]
+    await asyncio.wait(answers)
+    assert disk.batches == [[1, -2, 3]]
+    assert [answers[0].result(), type(answers[1].exception()), answers[2].result()] == [10, ValueError, 30]
+
+
+async def test_when_the_writer_is_cancelled_what_waits_is_written() -> None:
+    disk = Disk(max_batch=1)
+    disk.turn.clear()
+    first, *others = [disk.group.enqueue(number) for number in (1, 2, 3)]
+    await asyncio.sleep(0.01)
+    assert disk.group._writer is not None
+    disk.group._writer.cancel()
+    disk.turn.set()
+    assert await asyncio.gather(*others) == [20, 30]
+    assert first.cancelled()
+
+
+async def test_when_the_writer_is_cancelled_before_it_begins_all_is_written() -> None:
+    disk = Disk()
+    answer = disk.group.enqueue(1)
+    assert disk.group._writer is not None
+    disk.group._writer.cancel()
+    assert await answer == 10
+    assert await disk.group.write(2) == 20
+    await disk.group.close()
+
+
 def test_the_end_of_the_event_loop_leaves_nobody_waiting() -> None:
     async def main() -> None:
         disk = Disk()
