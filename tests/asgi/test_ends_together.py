@@ -37,6 +37,10 @@ class Promising(InMemoryMetadataStore):
         finish, promise = self.asked[number]
         promise.set_result(await super().finish_run(finish))
 
+    async def answer_later(self, number: int) -> None:
+        await asyncio.sleep(0.05)
+        await self.answer(number)
+
 
 async def test_a_request_that_goes_well_takes_no_task_for_its_end(settings: SkeinoSettings) -> None:
     made: list[str] = []
@@ -123,7 +127,8 @@ async def test_the_end_of_a_block_waits_for_the_answer(promising: Promising) -> 
         await asyncio.wait([task], timeout=0.05)
         assert not task.done()
         await promising.answer(0)
-        await task
+        async with asyncio.timeout(1):
+            await task
 
 
 @pytest.mark.parametrize("failure", [StoreError("refused"), StoreUnavailableError("away"), RuntimeError("a bug")])
@@ -160,8 +165,18 @@ async def test_an_end_whose_answer_is_cancelled_is_written_when_closing(promisin
             await promising.answer(0)
 
         answering = asyncio.create_task(answer())
+    answering.cancel()
+    assert end.is_written
+
+
+async def test_closing_waits_for_an_answer_and_does_not_ask_again(promising: Promising) -> None:
+    tracker = RunTracker(SkeinoSettings())
+    async with tracker.lifespan():
+        (end,) = finished(tracker, await started(tracker, 1))
+        answering = asyncio.create_task(promising.answer_later(0))
     await answering
     assert end.is_written
+    assert len(promising.asked) == 1
 
 
 @pytest.mark.postgres

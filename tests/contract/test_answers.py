@@ -77,7 +77,7 @@ async def test_an_answer_that_cannot_be_made_is_an_error(written: asyncio.Future
 async def test_nobody_waits_longer_than_the_limit(written: asyncio.Future[Any]) -> None:
     answer = answer_to(written, within=0.05, errors=errors)
     with pytest.raises(StoreUnavailableError, match="too late"):
-        await answer
+        await asyncio.wait_for(answer, 1)
     written.set_exception(ZeroDivisionError())  # which nobody is told any more
     await asyncio.sleep(0)
 
@@ -89,7 +89,7 @@ async def test_a_task_that_goes_on_with_the_write_is_not_waited_for_longer_than_
     answer = answer_to(written, within=0.05, errors=errors)
     written.set_result(task)
     with pytest.raises(StoreUnavailableError, match="too late"):
-        await answer
+        await asyncio.wait_for(answer, 1)
     assert await task == "done"
 
 

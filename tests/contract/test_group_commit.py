@@ -138,7 +138,8 @@ async def test_when_the_writer_is_cancelled_what_waits_is_written() -> None:
     assert disk.group._writer is not None
     disk.group._writer.cancel()
     disk.turn.set()
-    assert await asyncio.gather(*others) == [20, 30]
+    async with asyncio.timeout(1):
+        assert await asyncio.gather(*others) == [20, 30]
     assert first.cancelled()
 
 
@@ -147,7 +148,8 @@ async def test_when_the_writer_is_cancelled_before_it_begins_all_is_written() ->
     answer = disk.group.enqueue(1)
     assert disk.group._writer is not None
     disk.group._writer.cancel()
-    assert await answer == 10
+    async with asyncio.timeout(1):
+        assert await answer == 10
     assert await disk.group.write(2) == 20
     await disk.group.close()
 
