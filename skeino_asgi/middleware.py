@@ -263,15 +263,9 @@ class RunMiddleware:
             traceparent = traceparent_of(span)
         method = scope.get("method", "WEBSOCKET")
         path = path_below_root(scope) if scope.get("root_path") else scope["path"]
-        run = opening.begin(
-            thread_id,
-            owner=owner,
-            guarded=self._owner is not None,
-            creates_thread=method not in READING_METHODS,
-            request_id=request_id,
-            traceparent=traceparent,
-            describe=partial(_description, method, path),
-        )
+        creates_thread, guarded = method not in READING_METHODS, self._owner is not None
+        describe = partial(_description, method, path)
+        run = opening.begin(thread_id, owner, guarded, creates_thread, request_id, traceparent, describe)
         if span is not None:
             describe_span(span, run)
         return run

@@ -90,7 +90,6 @@ class Opening:
     def begin(
         self,
         thread_id: str | None,
-        *,
         owner: str | None,
         guarded: bool,
         creates_thread: bool,
@@ -116,7 +115,8 @@ class Opening:
         """
         if self.closing:
             raise _shutting_down()
-        # By position, in the order above: by name it takes 0.3 µs more, of the 6 that a request costs here.
+        # By position, in the order above, as the middleware calls this: by name both take 0.3 µs more, of the 6 that a
+        # request costs here.
         run = Run(thread_id, owner, guarded, creates_thread, request_id, traceparent, self._store, self.loop)
         run.write_row, run.describe = self._write_row_on_use, describe
         self._active.add(run)  # before it is written: closing must know of it
