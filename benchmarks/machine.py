@@ -11,6 +11,9 @@ DISTRIBUTIONS = {
     "middleware": ("langgraph", "starlette", "asgi-correlation-id", "opentelemetry-instrumentation-asgi"),
     "runs": ("aiosqlite", "psycopg", "psycopg-pool", "pymongo"),
     "savers": SAVERS,
+    "served": ("uvicorn", "uvloop", "httptools", "starlette", "langgraph", "langgraph-checkpoint-postgres", "psycopg"),
+    "network": ("langgraph", "langgraph-checkpoint-postgres", "psycopg", "psycopg-pool"),
+    "memory": ("uvicorn", "uvloop", "starlette", "langgraph", "psycopg", "pymongo", "aiosqlite"),
     "growth": (*SAVERS, "aiosqlite", "psycopg", "pymongo"),
 }
 """What each topic's figures depend on."""

@@ -49,7 +49,7 @@ class RunWrites:
         self._threads = threads
         self._runs = runs
         self._group: GroupCommit[Write] = GroupCommit(
-            self._write_batch, f"The connection to MongoDB at {database.place}"
+            self._write_batch, f"MongoDB at {database.place}", patience=database.operation_timeout
         )
         self._apart: set[asyncio.Task[Any]] = set()
 
@@ -63,10 +63,10 @@ class RunWrites:
         return await to_its_end(self.enqueue(write))
 
     def enqueue(self, write: Write) -> asyncio.Future[Any]:
-        """As `write`, for a caller that does not wait: it is queued when this returns the future of its answer."""
-        if not self._database.transactions:
-            return self._beside(self._alone(write))
-        return self._database.answer_in_time(self._group.enqueue(write))
+        """As `write`, whose answer is the future's result. The write is in its place when this returns."""
+        if self._database.transactions:
+            return self._group.enqueue(write)
+        return asyncio.shield(self._beside(self._alone(write)))  # cancelled between its steps, it would stay half done
 
     async def close(self) -> None:
         """Take no more writes, and wait until those there are have been answered."""

@@ -21,6 +21,7 @@ from skeino.errors import (
     ThreadExistsError,
     ThreadNotFoundError,
 )
+from skeino.persistence.answers import made_of
 from skeino.persistence.postgres.batches import ATTACH, FINISH, INTERRUPT, START, START_ON_THREAD, START_READING
 from skeino.persistence.postgres.connections import PostgresDatabase
 from skeino.persistence.postgres.statements import (
@@ -76,6 +77,7 @@ class MetadataStore:
     def __init__(self, database: PostgresDatabase) -> None:
         self._database = database
         self._write = database.writer.write
+        self._looking: set[asyncio.Task[bool]] = set()  # the event loop does not keep them
 
     # ── A run's life ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -114,10 +116,15 @@ class MetadataStore:
         }
 
         def ended(rows: list[DictRow]) -> bool | asyncio.Task[bool]:
-            return True if rows else asyncio.create_task(self._was_finished_so(values), name="skeino end of run")
+            if rows:
+                return True
+            task = asyncio.create_task(self._was_finished_so(values), name="skeino end of run")
+            self._looking.add(task)
+            task.add_done_callback(self._looking.discard)
+            return task
 
-        enqueue = self._database.writer.enqueue
-        return enqueue(FINISH, values, finish["run_id"], thread=finish["thread_id"], then=ended)
+        written = self._database.writer.enqueue(FINISH, values, finish["run_id"], thread=finish["thread_id"])
+        return made_of(written, ended)
 
     async def _was_finished_so(self, values: dict[str, Any]) -> bool:
         return bool(await self._database.fetch(WAS_FINISHED_SO, values))

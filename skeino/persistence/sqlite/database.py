@@ -16,7 +16,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote
@@ -24,7 +24,6 @@ from urllib.parse import unquote
 import aiosqlite
 
 from skeino.errors import ConfigurationError, InvalidInputError, SchemaError, StoreError, StoreUnavailableError
-from skeino.persistence.answers import answer_to
 from skeino.persistence.group_commit import GroupCommit
 from skeino.persistence.registry import CheckpointerSpec
 from skeino.persistence.sqlite import schema
@@ -56,7 +55,9 @@ class SqliteDatabase:
         self._busy_timeout = busy_timeout
         self._operation_timeout = operation_timeout
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="skeino-sqlite")
-        self._group: GroupCommit[_Write] = GroupCommit(self._write_batch, f"The SQLite file {path}")
+        self._group: GroupCommit[_Write] = GroupCommit(
+            self._write_batch, f"The SQLite file {path}", patience=operation_timeout
+        )
 
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` in a transaction of the writer thread; durable when this returns.
@@ -74,9 +75,8 @@ class SqliteDatabase:
         return await self.enqueue(work)
 
     def enqueue(self, work: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
-        """As `write`, for a caller that does not wait: it is queued when this returns the future of its answer."""
-        written = self._group.enqueue(_Write(work, time.monotonic() + self._busy_timeout))
-        return answer_to(written, within=self._operation_timeout, errors=self._translated_errors)
+        """As `write`, whose answer is the future's result. The work is in its place when this returns."""
+        return self._group.enqueue(_Write(work, time.monotonic() + self._busy_timeout))
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[None]:
@@ -94,12 +94,11 @@ class SqliteDatabase:
         async with self.reading():
             return list(await self.reader.execute_fetchall(statement, parameters))
 
-    def _translated_errors(self) -> AbstractContextManager[None]:
-        return translated_errors(self.path)
-
     async def _write_batch(self, writes: Sequence[_Write]) -> Sequence[Any]:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._transact, writes)
+        with translated_errors(self.path):
+            answers = await loop.run_in_executor(self._thread, self._transact, writes)
+        return [_translated(answer, self.path) if isinstance(answer, Exception) else answer for answer in answers]
 
     def _transact(self, writes: Sequence[_Write]) -> Sequence[Any]:
         connection = self._connection
@@ -224,6 +223,14 @@ def translated_errors(path: Path) -> Iterator[None]:
         if str(exc) in ("no active connection", "Connection closed"):  # aiosqlite's words
             raise StoreUnavailableError(f"The SQLite file {path} is closed.") from exc
         raise
+
+
+def _translated(exc: Exception, path: Path) -> Exception:
+    try:
+        with translated_errors(path):
+            raise exc
+    except Exception as translated:
+        return translated
 
 
 def _reason(exc: sqlite3.Error) -> str:
