@@ -10,7 +10,7 @@ A thread's `busy` is not stored: it is derived from the active runs, so nothing 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, Unpack
 
@@ -94,9 +94,8 @@ class MongoMetadataStore:
         thread = thread_document(new_thread(thread_id, {"owner": owner}))
         await self._run_writes.write(Attachment(validate_run_id(run_id), thread))
 
-    async def finish_run(self, finish: RunFinish) -> bool:
-        ended: bool = await self._run_writes.write(End(checked_finish(finish)))
-        return ended
+    def finish_run(self, finish: RunFinish) -> Awaitable[bool]:
+        return self._run_writes.enqueue(End(checked_finish(finish)))
 
     async def close(self) -> None:
         """Write what is still to be written of runs' lives, and take no more."""

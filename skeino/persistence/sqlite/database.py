@@ -76,10 +76,11 @@ class SqliteDatabase:
             StoreUnavailableError: it took too long, or another process kept the file locked, or the disk failed.
             StoreError: SQLite refused it otherwise.
         """
-        write = _Write(work, time.monotonic() + self._busy_timeout)
-        with translated_errors(self.path):
-            answer: T = await self._group.write(write)
-            return answer
+        return await self.enqueue(work)
+
+    def enqueue(self, work: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
+        """As `write`, whose answer is the future's result. The work is in its place when this returns."""
+        return self._group.enqueue(_Write(work, time.monotonic() + self._busy_timeout))
 
     async def reading(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work`, which only reads, on one snapshot of the file. Reads wait for no other operation.
@@ -97,7 +98,9 @@ class SqliteDatabase:
 
     async def _write_batch(self, writes: Sequence[_Write]) -> Sequence[Any]:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._transact, writes)
+        with translated_errors(self.path):
+            answers = await loop.run_in_executor(self._thread, self._transact, writes)
+        return [_translated(answer, self.path) if isinstance(answer, Exception) else answer for answer in answers]
 
     def _transact(self, writes: Sequence[_Write]) -> Sequence[Any]:
         connection = self._connection
@@ -243,6 +246,14 @@ def translated_errors(path: Path) -> Iterator[None]:
         if str(exc) in ("no active connection", "Connection closed"):  # aiosqlite's words
             raise StoreUnavailableError(f"The SQLite file {path} is closed.") from exc
         raise
+
+
+def _translated(exc: Exception, path: Path) -> Exception:
+    try:
+        with translated_errors(path):
+            raise exc
+    except Exception as translated:
+        return translated
 
 
 def _reason(exc: sqlite3.Error) -> str:
