@@ -14,6 +14,10 @@ DISTRIBUTIONS = {
     "histories": SAVERS,
     "sizes": (*SAVERS, "psycopg", "pymongo"),
     "tables": ("aiosqlite", "psycopg", "pymongo"),
+    "served": ("uvicorn", "uvloop", "httptools", "starlette", "langgraph", "langgraph-checkpoint-postgres", "psycopg"),
+    "network": ("langgraph", "langgraph-checkpoint-postgres", "psycopg", "psycopg-pool"),
+    "memory": ("uvicorn", "uvloop", "starlette", "langgraph", "psycopg", "pymongo", "aiosqlite"),
+    "operations": (*SAVERS, "aiosqlite", "psycopg", "pymongo"),
     "growth": (*SAVERS, "aiosqlite", "psycopg", "pymongo"),
 }
 """What each topic's figures depend on."""
