@@ -1,6 +1,6 @@
 """`python -m benchmarks`: measures, prints tables, and with `--write` puts them into docs/performance.md.
 
-It brings up the servers that it needs, and takes a quarter of an hour; a topic by itself takes less.
+It brings up the servers that it needs, and takes some twenty minutes; a topic by itself takes less.
 """
 
 from __future__ import annotations
@@ -24,9 +24,12 @@ from benchmarks import (
     machine,
     memory,
     middleware,
+    network,
+    operations,
     page,
     runs,
     savers,
+    served,
     sizes,
     tables,
 )
@@ -46,10 +49,14 @@ class Topic(Protocol):
 DATABASES: dict[str, Topic] = {
     "runs": runs,
     "savers": savers,
+    "operations": operations,
     "growth": growth,
     "tables": tables,
     "histories": histories,
     "sizes": sizes,
+    "served": served,
+    "network": network,
+    "memory": memory,
 }
 TOPICS = ("middleware", *DATABASES)
 EVERYWHERE = ("memory", *SCHEMES)

@@ -137,14 +137,15 @@ def run_filter(query: Query) -> Document:
     return condition
 
 
-def thread_pipeline(query: Query, busy: Sequence[str]) -> list[Document]:
+def thread_pipeline(query: Query, busy: Sequence[str], *, ahead: int | None = None) -> list[Document]:
     """The stages of a search for threads, each found with at most one of its active runs as `active`.
 
-    They are sorted first, by an index: then only as many are looked at as the page needs.
+    They are sorted first, by an index, and whether they are busy is seen after that.
 
     Args:
         query: what is searched.
-        busy: the threads that have active runs, if `needs_busy` says so.
+        busy: the threads that had active runs a moment ago; they count only if the query has statuses.
+        ahead: at how many threads to look beyond the page, of which busy ones may be left out; None is no bound.
     """
     condition = _filter(query)
     sort: Document = {"$sort": dict(order(query))}
@@ -152,17 +153,15 @@ def thread_pipeline(query: Query, busy: Sequence[str]) -> list[Document]:
     if query.statuses is None:
         return [{"$match": condition}, sort, *page, WITH_ACTIVE_RUN]
     settled = {"status": {"$in": [status for status in query.statuses if status != "busy"]}}
-    if not needs_busy(query):
-        return [{"$match": {**condition, **settled}}, sort, WITH_ACTIVE_RUN, {"$match": {"active": []}}, *page]
-    is_busy = {"_id": {"$in": [*busy]}}
-    either = {"$or": [is_busy, settled]} if settled["status"]["$in"] else is_busy
-    still = {"$or": [{"active": {"$ne": []}}, settled]}
-    return [{"$match": {"$and": [condition, either]}}, sort, WITH_ACTIVE_RUN, {"$match": still}, *page]
-
-
-def needs_busy(query: Query) -> bool:
-    """Whether threads with active runs are meant: those are found by their runs."""
-    return query.statuses is not None and "busy" in query.statuses
+    meant: Document = settled
+    still: Document = {"active": []}
+    if "busy" in query.statuses:  # found by their runs, of which there are few
+        is_busy = {"_id": {"$in": [*busy]}}
+        meant = {"$or": [is_busy, settled]} if settled["status"]["$in"] else is_busy
+        still = {"$or": [{"active": {"$ne": []}}, settled]}
+    # MongoDB reads thousands of documents ahead of a $lookup, unless a limit stands before it.
+    first = [] if ahead is None else [{"$limit": query.offset + query.limit + ahead}]
+    return [{"$match": {"$and": [condition, meant]}}, sort, *first, WITH_ACTIVE_RUN, {"$match": still}, *page]
 
 
 WITH_ACTIVE_RUN: Final[Document] = {

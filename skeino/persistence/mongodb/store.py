@@ -25,7 +25,6 @@ from skeino.persistence.mongodb.documents import (
     error_text,
     json_text,
     microseconds,
-    needs_busy,
     one,
     order,
     run_document,
@@ -177,8 +176,12 @@ class MongoMetadataStore:
     async def search_threads(self, **search: Unpack[ThreadSearch]) -> list[ThreadRow]:
         query = thread_query(search)
         async with self._database.operation():
-            busy = await self._busy() if needs_busy(query) else []
-            found = await self._database.aggregate(self._threads, thread_pipeline(query, busy), allowDiskUse=True)
+            busy = [] if query.statuses is None else await self._busy()
+            pipeline = thread_pipeline(query, busy, ahead=len(busy))
+            found = await self._database.aggregate(self._threads, pipeline, allowDiskUse=True)
+            if query.statuses is not None and len(found) < query.limit:  # or more have become busy meanwhile
+                pipeline = thread_pipeline(query, busy)
+                found = await self._database.aggregate(self._threads, pipeline, allowDiskUse=True)
         return [thread_of(document, busy=bool(document["active"])) for document in found]
 
     async def update_thread(
