@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+import statistics
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 from langchain_core.runnables import RunnableConfig
@@ -15,7 +17,7 @@ from benchmarks.graphs import State, word
 from benchmarks.page import rate, times
 from benchmarks.savers import savers
 from benchmarks.servers import Place
-from benchmarks.throughput import Effort, Turn, Variant, measured, number_of_turns
+from benchmarks.throughput import Effort
 
 Saver = BaseCheckpointSaver[Any]
 Step = Callable[[], Awaitable[object]]
@@ -27,15 +29,15 @@ LONG, HISTORY = 100, 50
 
 async def measure(place: Place, effort: Effort, progress: Callable[[float], object]) -> dict[str, Any]:
     """The figures of one database; `progress` is told which part of it is done."""
-    turns = len(OPERATIONS) * number_of_turns(2, at_once=(1,), effort=effort)
     figures: dict[str, Any] = {}
     async with savers(place) as found:
         for saver in found.values():
             await _fill(saver)
         for name, making in OPERATIONS.items():
-            variants = {way: _one_at_a_time(*await making(saver)) for way, saver in found.items()}
-            of_each = await measured(variants, at_once=(1,), effort=effort, after_turn=lambda: progress(1 / turns))
-            figures[name] = {way: figure["1"] for way, figure in of_each.items()}
+            ways = {way: await making(saver) for way, saver in found.items()}
+            rounds = [await _round(ways, effort.seconds) for _ in range(effort.rounds + 1)][1:]  # the first warms up
+            figures[name] = {way: _figure([one[way] for one in rounds]) for way in ways}
+            progress(1 / len(OPERATIONS))
     return {"database": place.version, "operations": figures}
 
 
@@ -49,22 +51,24 @@ def table(schemes: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _one_at_a_time(before: Step | None, call: Step) -> Variant:
-    """The variant whose rate is that of the call alone."""
-
-    async def turn(at_once: int, seconds: float) -> Turn:
-        waits: list[float] = []
-        spent = 0.0
-        while not waits or spent < seconds:
+async def _round(ways: Mapping[str, tuple[Step | None, Step]], seconds: float) -> dict[str, float]:
+    """Seconds that a call takes, the median: call by call in turn, so that what else the machine does hits all."""
+    waits: dict[str, list[float]] = {way: [] for way in ways}
+    gc.collect()
+    while min(map(len, waits.values())) == 0 or sum(map(sum, waits.values())) < seconds * len(ways):
+        for way, (before, call) in ways.items():
             if before is not None:
                 await before()
             started = time.perf_counter()
             await call()
-            waits.append(time.perf_counter() - started)
-            spent += waits[-1]
-        return Turn(len(waits) / spent, {})
+            waits[way].append(time.perf_counter() - started)
+    return {way: statistics.median(found) for way, found in waits.items()}
 
-    return turn
+
+def _figure(seconds: list[float]) -> dict[str, float]:
+    """Calls per second: the median and the quartiles of the rounds."""
+    low, median, high = statistics.quantiles([1 / one for one in seconds], n=4, method="inclusive")
+    return {"median": round(median, 1), "low": round(low, 1), "high": round(high, 1)}
 
 
 # ── Operations ───────────────────────────────────────────────────────────────────────────────────────────
