@@ -13,8 +13,9 @@ from langgraph.checkpoint.base import BaseCheckpointSaver, Checkpoint, Checkpoin
 from langgraph.checkpoint.base.id import uuid6
 from langgraph.graph import END, START, StateGraph
 
+from benchmarks.graphs import State, word
 from benchmarks.page import rate, times
-from benchmarks.savers import State, savers, word
+from benchmarks.savers import savers
 from benchmarks.servers import Place
 from benchmarks.throughput import Effort
 

@@ -10,7 +10,7 @@ A thread's `busy` is not stored: it is derived from the active runs, so nothing 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, Unpack
 
@@ -93,9 +93,8 @@ class MongoMetadataStore:
         thread = thread_document(new_thread(thread_id, {"owner": owner}))
         await self._run_writes.write(Attachment(validate_run_id(run_id), thread))
 
-    async def finish_run(self, finish: RunFinish) -> bool:
-        ended: bool = await self._run_writes.write(End(checked_finish(finish)))
-        return ended
+    def finish_run(self, finish: RunFinish) -> Awaitable[bool]:
+        return self._run_writes.enqueue(End(checked_finish(finish)))
 
     async def close(self) -> None:
         """Write what is still to be written of runs' lives, and take no more."""
@@ -175,9 +174,14 @@ class MongoMetadataStore:
             return await self._read_thread(condition)
 
     async def search_threads(self, **search: Unpack[ThreadSearch]) -> list[ThreadRow]:
-        pipeline = thread_pipeline(thread_query(search))
+        query = thread_query(search)
         async with self._database.operation():
+            busy = [] if query.statuses is None else await self._busy()
+            pipeline = thread_pipeline(query, busy, ahead=len(busy))
             found = await self._database.aggregate(self._threads, pipeline, allowDiskUse=True)
+            if query.statuses is not None and len(found) < query.limit:  # or more have become busy meanwhile
+                pipeline = thread_pipeline(query, busy)
+                found = await self._database.aggregate(self._threads, pipeline, allowDiskUse=True)
         return [thread_of(document, busy=bool(document["active"])) for document in found]
 
     async def update_thread(
@@ -257,6 +261,11 @@ class MongoMetadataStore:
         return await self._database.transact(restore)
 
     # ── Helpers ──────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _busy(self) -> list[str]:
+        """The threads that have active runs."""
+        runs = await self._runs.find({"active": True, "thread_id": {"$gt": ""}}, {"_id": 0, "thread_id": 1}).to_list()
+        return sorted({run["thread_id"] for run in runs})
 
     async def _read_thread(self, condition: dict[str, Any]) -> ThreadRow | None:
         found = await self._database.aggregate(self._threads, [{"$match": condition}, WITH_ACTIVE_RUN])
