@@ -6,7 +6,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, cast
 
@@ -60,7 +60,7 @@ class RunStampMixin(_Saver):
             return await super().aput(config, checkpoint, metadata, new_versions)
         run = current_run()
         await _allow_write(run, call[0])
-        with _calling(call):
+        with _Calling(call):
             stored = await super().aput(config, checkpoint, stamped_metadata(run, metadata), new_versions)
         if run is not None:
             run.ledger.wrote(*call)
@@ -78,7 +78,7 @@ class RunStampMixin(_Saver):
             return super().put(config, checkpoint, metadata, new_versions)
         run = current_run()
         _allow_write_blocking(run, call[0])
-        with _calling(call):
+        with _Calling(call):
             stored = super().put(config, checkpoint, stamped_metadata(run, metadata), new_versions)
         if run is not None:
             run.ledger.wrote(*call)
@@ -92,7 +92,7 @@ class RunStampMixin(_Saver):
             return await super().aput_writes(config, writes, task_id, task_path)
         run = current_run()
         await _allow_write(run, call[0])
-        with _calling(call):
+        with _Calling(call):
             await super().aput_writes(config, writes, task_id, task_path)
         _note_interrupt(run, config, writes)
         return None
@@ -105,7 +105,7 @@ class RunStampMixin(_Saver):
             return super().put_writes(config, writes, task_id, task_path)
         run = current_run()
         _allow_write_blocking(run, call[0])
-        with _calling(call):
+        with _Calling(call):
             super().put_writes(config, writes, task_id, task_path)
         _note_interrupt(run, config, writes)
         return None
@@ -116,14 +116,14 @@ class RunStampMixin(_Saver):
         call = place_of(config)
         _warn_of_the_resume_trap(config)
         await _allow_read(call)
-        with _calling(call):
+        with _Calling(call):
             return await super().aget_tuple(config)
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         call = place_of(config)
         _warn_of_the_resume_trap(config)
         _allow_read_blocking(call)
-        with _calling(call):
+        with _Calling(call):
             return super().get_tuple(config)
 
     async def alist(
@@ -140,7 +140,7 @@ class RunStampMixin(_Saver):
         found: Any = super().alist(config, filter=filter, before=before, limit=limit)
         async with aclosing(found):
             while True:
-                with _calling(call):  # for each step: a generator may go on in another context
+                with _Calling(call):  # for each step: a generator may go on in another context
                     checkpoint = await anext(found, None)
                 if checkpoint is None:
                     return
@@ -159,7 +159,7 @@ class RunStampMixin(_Saver):
             _allow_read_blocking(call)
         found = iter(super().list(config, filter=filter, before=before, limit=limit))
         while True:
-            with _calling(call):
+            with _Calling(call):
                 checkpoint = next(found, None)
             if checkpoint is None:
                 return
@@ -170,7 +170,7 @@ class RunStampMixin(_Saver):
     ) -> Mapping[str, DeltaChannelHistory]:
         call = place_of(config)
         await _allow_read(call)
-        with _calling(call):
+        with _Calling(call):
             return await super().aget_delta_channel_history(config=config, channels=channels)
 
     def get_delta_channel_history(
@@ -178,7 +178,7 @@ class RunStampMixin(_Saver):
     ) -> Mapping[str, DeltaChannelHistory]:
         call = place_of(config)
         _allow_read_blocking(call)
-        with _calling(call):
+        with _Calling(call):
             return super().get_delta_channel_history(config=config, channels=channels)
 
     # ── Deleting ─────────────────────────────────────────────────────────────────────────────────────────
@@ -186,14 +186,14 @@ class RunStampMixin(_Saver):
     async def adelete_thread(self, thread_id: str) -> None:
         call = (validate_thread_id(thread_id), "")
         await _allow_read(call)
-        with _calling(call):
+        with _Calling(call):
             await super().adelete_thread(thread_id)
         _forget(thread_id)
 
     def delete_thread(self, thread_id: str) -> None:
         call = (validate_thread_id(thread_id), "")
         _allow_read_blocking(call)
-        with _calling(call):
+        with _Calling(call):
             super().delete_thread(thread_id)
         _forget(thread_id)
 
@@ -273,13 +273,17 @@ _within: ContextVar[tuple[str, ...] | None] = ContextVar("skeino_saver_call", de
 `aput` in another thread: the inner one has been checked, stamped and is counted already."""
 
 
-@contextmanager
-def _calling(call: tuple[str, ...] | None) -> Iterator[None]:
-    token = _within.set(call)
-    try:
-        yield
-    finally:
-        _within.reset(token)
+class _Calling:  # no generator: it is in the way of each checkpoint that is read
+    __slots__ = ("_call", "_token")
+
+    def __init__(self, call: tuple[str, ...] | None) -> None:
+        self._call = call
+
+    def __enter__(self) -> None:
+        self._token = _within.set(self._call)
+
+    def __exit__(self, *_: object) -> None:
+        _within.reset(self._token)
 
 
 async def _allow_write(run: Run | None, thread_id: str) -> None:
