@@ -7,6 +7,7 @@ gun. A kill counts if the process had stopped at a point midway, before a statem
 import argparse
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -45,12 +46,13 @@ class Outcome:
     scenario: str
     software: str
     seconds: list[float] = field(default_factory=list)
+    processor_seconds: list[float] = field(default_factory=list)
+    """What of these the process itself worked."""
     kills: int = 0
     failures: list[str] = field(default_factory=list)
 
     def quantile(self, part: float) -> float:
-        ordered = sorted(self.seconds)
-        return ordered[max(0, math.ceil(part * len(ordered)) - 1)] if ordered else math.nan
+        return _quantile(self.seconds, part)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,18 +62,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
     schemes = arguments.scheme or SCHEMES
+    load, processors = os.getloadavg()[0], os.cpu_count() or 1
     outcomes: list[Outcome] = []
     with Progress(console=console, transient=True) as progress, starter() as orders:
         for scheme in schemes:
             task = progress.add_task(scheme, total=len(SCENARIOS) * arguments.rounds)
             with place_of(scheme) as place:
                 outcomes += measured(place, orders, arguments.rounds, lambda task=task: progress.advance(task))  # type: ignore[misc]
+    failures = [sentence for outcome in outcomes for sentence in told(outcome)]
+    if failures and load > processors:
+        failures.append(f"The machine was busy when it began, with a load of {load:.1f}: times may be due to that.")
     return {
         "harness": "cold-starts",
         "processes": NUMBER,
         "rounds": arguments.rounds,
+        "processors": processors,
+        "load_before": round(load, 2),
         "outcomes": [_as_json(outcome) for outcome in outcomes],
-        "failures": [sentence for outcome in outcomes for sentence in told(outcome)],
+        "failures": failures,
     }
 
 
@@ -85,12 +93,15 @@ def table(result: dict[str, Any]) -> Table:
         "p50 s",
         "p99 s",
         "longest s",
-        title=f"{result['processes']} cold starts at once, {result['rounds']} rounds",
+        "of it at work ms",
+        title=f"{result['processes']} cold starts at once, {result['rounds']} rounds, on {result['processors']} "
+        f"processors (load before: {result['load_before']})",
     )
     for one in result["outcomes"]:
         figures = (f"{one[name]:.2f}" for name in ("p50", "p99", "longest"))
         counts = (str(one[name]) for name in ("starts", "failed", "kills"))
-        shown.add_row(one["software"], SCENARIOS[one["scenario"]], *counts, *figures)
+        working = f"{1000 * one['processor_seconds']:.0f}"
+        shown.add_row(one["software"], SCENARIOS[one["scenario"]], *counts, *figures, working)
     return shown
 
 
@@ -159,9 +170,15 @@ def told(outcome: Outcome) -> list[str]:
 
 def _as_json(outcome: Outcome) -> dict[str, Any]:
     figures = {"p50": outcome.quantile(0.5), "p99": outcome.quantile(0.99), "longest": outcome.quantile(1)}
+    figures["processor_seconds"] = _quantile(outcome.processor_seconds, 0.5)
     counts = {"starts": len(outcome.seconds), "failed": len(outcome.failures), "kills": outcome.kills}
     names = {"scheme": outcome.scheme, "scenario": outcome.scenario, "software": outcome.software}
     return {**names, **counts, **{name: round(value, 3) for name, value in figures.items()}}
+
+
+def _quantile(values: list[float], part: float) -> float:
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(part * len(ordered)) - 1)] if ordered else math.nan
 
 
 def _points(place: Place, orders: Orders, versions: int) -> int:
@@ -191,7 +208,9 @@ def _round(place: Place, orders: Orders, versions: int, at: int, outcome: Outcom
         stop_at = None
     answer = orders(Order(place.scheme, uri, NUMBER, versions=versions, stop_at=stop_at))
     outcome.kills += answer.get("landed", False)
-    outcome.seconds += [start["seconds"] for start in answer["starts"] if "seconds" in start]
+    opened = [start for start in answer["starts"] if "seconds" in start]
+    outcome.seconds += [start["seconds"] for start in opened]
+    outcome.processor_seconds += [start["processor_seconds"] for start in opened]
     outcome.failures += [start["problem"] for start in answer["starts"] if start["problem"]]
     old = OLD_RUNS if versions else 0
     outcome.failures += _wrong(place.found(uri, noted=versions > 0), 1 + versions, old, at)
