@@ -137,7 +137,8 @@ def svg(plot: Plot, panels: Panels) -> str:
             axis.yaxis.set_major_formatter(_plain)
         axes[0].set_ylabel(plot.up)
         handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+        columns = 4 if sum(map(len, labels)) < 110 else 2
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
         file = io.StringIO()
         description = json.dumps(panels)
         metadata = {"Date": None, "Creator": None, "Description": description}

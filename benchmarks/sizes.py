@@ -16,14 +16,15 @@ from benchmarks.throughput import Effort, Variant
 from skeino.persistence import open_persistence
 
 AT_ONCE = (1, 32, 512)
+GRAPHS_AT_ONCE = 32
+"""At the most: so many more would wait for Python, and the last of them too long for a connection."""
+GRAPH = "a graph of three nodes"
 WRITTEN = {
     "a run": ("app_runs", "app_threads"),
     "a checkpoint of 1 kB": ("checkpoints", "checkpoint_blobs", "checkpoint_writes"),
-    "a graph of three nodes": ("checkpoints", "checkpoint_blobs", "checkpoint_writes"),
+    GRAPH: ("checkpoints", "checkpoint_blobs", "checkpoint_writes"),
 }
 """What is measured, and the tables that keep it; a run's thread is its own, and counts."""
-
-LOGS = {"sqlite": "–", "postgres": "WAL", "mongodb": "oplog"}
 
 
 class Counters(Protocol):
@@ -40,12 +41,16 @@ class Counters(Protocol):
 
 async def measure(place: Place, effort: Effort, progress: Callable[[float], object]) -> dict[str, Any]:
     """The figures of one database; `progress` is told which part of it is done."""
-    at_once = [number for number in AT_ONCE if number <= effort.at_most]
+    todo = [
+        (what, number)
+        for what in WRITTEN
+        for number in AT_ONCE
+        if number <= effort.at_most and (what != GRAPH or number <= GRAPHS_AT_ONCE)
+    ]
     figures: dict[str, Any] = {what: {} for what in WRITTEN}
-    for what in WRITTEN:
-        for number in at_once:
-            figures[what][str(number)] = await _each(place, what, number, effort.seconds)
-            progress(1 / (len(WRITTEN) * len(at_once)))
+    for what, number in todo:
+        figures[what][str(number)] = await _each(place, what, number, effort.seconds)
+        progress(1 / len(todo))
     return {"database": place.version, "each": figures}
 
 
@@ -70,7 +75,7 @@ async def _working(place: Place, uri: str, what: str) -> AsyncIterator[Variant]:
     async with open_persistence(place.settings(uri)) as persistence:
         if what == "a run":
             yield runs.tracked(persistence.metadata_store)
-        elif what == "a graph of three nodes":
+        elif what == GRAPH:
             yield savers.ainvoke(persistence.checkpointer)
         else:
             yield savers.aput(growth.incompressible(1000))(persistence.checkpointer)
@@ -86,9 +91,9 @@ def table(schemes: dict[str, Any]) -> str:
     ]
     for scheme, result in schemes.items():
         for what, figures in result["each"].items():
-            cells = [_shown(figures[number].get("commits"), 2) for number in numbers]
-            cells += [_shown(figures[number].get("log")) for number in numbers]
-            cells += [_shown(figures[numbers[-1]].get(name)) for name in ("kept", "indexes")]
+            cells = [_shown(figures.get(number, {}).get("commits"), 2) for number in numbers]
+            cells += [_shown(figures.get(number, {}).get("log")) for number in numbers]
+            cells += [_shown([*figures.values()][-1].get(name)) for name in ("kept", "indexes")]
             lines.append(f"| `{scheme}` | {what} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -115,7 +120,7 @@ class _Postgres:
     def kept(self, what: str) -> tuple[int, dict[str, float]]:
         self._connection.execute("VACUUM")  # what finished runs have left of their beginnings is written over later
         counted = "run_id" if what == "a run" else "DISTINCT (thread_id, checkpoint_id)"
-        if what == "a graph of three nodes":
+        if what == GRAPH:
             counted = "DISTINCT thread_id"
         (number,) = self._row(f"SELECT count({counted}) FROM {WRITTEN[what][0]}")
         (kept, indexes) = self._row(
@@ -164,7 +169,7 @@ class _MongoDB:
         names = [name for name in WRITTEN[what] if name != "checkpoint_blobs"]
         statistics = [self._database.command("collStats", name) for name in names]
         first = self._database[names[0]]
-        number = len(first.distinct("thread_id")) if what == "a graph of three nodes" else first.count_documents({})
+        number = len(first.distinct("thread_id")) if what == GRAPH else first.count_documents({})
         indexes = sum(one["totalIndexSize"] for one in statistics)
         return number, {"kept": indexes + sum(one["storageSize"] for one in statistics), "indexes": indexes}
 
@@ -185,7 +190,7 @@ class _Sqlite:
         return {}
 
     def kept(self, what: str) -> tuple[int, dict[str, float]]:
-        counted = {"a run": "run_id", "a graph of three nodes": "DISTINCT thread_id"}.get(what, "*")
+        counted = {"a run": "run_id", GRAPH: "DISTINCT thread_id"}.get(what, "*")
         (number,) = self._connection.execute(f"SELECT count({counted}) FROM {WRITTEN[what][0]}").fetchone()
         (pages,) = self._connection.execute("PRAGMA page_count").fetchone()
         (size,) = self._connection.execute("PRAGMA page_size").fetchone()
