@@ -101,6 +101,21 @@ def clients_of(spec: CheckpointerSpec, options: Document) -> Clients:
     )
 
 
+def client_for_leases(clients: Clients, limit: float) -> tuple[MongoClient[Document], bool]:
+    """A client with one connection, that of nobody else, and whether it is to be closed: of an application's Motor
+    client that comes without a URI there is no other like it.
+
+    Args:
+        clients: those of the deployment.
+        limit: seconds for each wait.
+    """
+    if not clients.address.uri:
+        return clients.blocking, False
+    waits = ("waitQueueTimeoutMS", "socketTimeoutMS", "connectTimeoutMS", "serverSelectionTimeoutMS")
+    parameters = {"appname": "skeino leases", "maxPoolSize": 1, **dict.fromkeys(waits, round(1000 * limit))}
+    return _made(MongoClient, clients.address, parameters), True
+
+
 @dataclass(frozen=True, slots=True)
 class Address:
     """A checked URI."""

@@ -15,8 +15,9 @@ VERSION: Final = 1
 SCHEMA: Final = "app_schema"
 THREADS: Final = "app_threads"
 RUNS: Final = "app_runs"
+WORKERS: Final = "app_workers"
 _CHECKPOINTS: Final = ("checkpoints", "checkpoint_writes")
-_OURS: Final = (SCHEMA, THREADS, RUNS)
+_OURS: Final = (SCHEMA, THREADS, RUNS, WORKERS)
 
 # Of the runs only the active ones are looked for by worker, and to see whether a thread is busy: small indexes.
 _ACTIVE: Final = {"partialFilterExpression": {"active": True}}
@@ -31,6 +32,7 @@ INDEXES: Final[dict[str, list[IndexModel]]] = {
         IndexModel([("thread_id", ASCENDING)], name="active_of_thread", **_ACTIVE),
         IndexModel([("worker_id", ASCENDING)], name="active_of_worker", **_ACTIVE),
     ],
+    WORKERS: [IndexModel([("lost_at", ASCENDING)], name="lost")],
 }
 
 

@@ -35,6 +35,7 @@ from skeino.persistence.mongodb.documents import (
     thread_pipeline,
     update,
 )
+from skeino.persistence.mongodb.leases import MongoLeases
 from skeino.persistence.mongodb.run_writes import Collection, RunWrites, Session, refuse_other_owner, settle
 from skeino.persistence.mongodb.schema import RUNS, THREADS
 from skeino.persistence.protocol import NewThread, RunSearch, RunStart, ThreadSearch
@@ -43,6 +44,7 @@ from skeino.persistence.queries import (
     checked_finish,
     checked_if_exists,
     checked_ttl_change,
+    late_outcome_of,
     new_run,
     new_thread,
     run_query,
@@ -94,12 +96,20 @@ class MongoMetadataStore:
         await self._run_writes.write(Attachment(validate_run_id(run_id), thread))
 
     async def finish_run(self, finish: RunFinish) -> bool:
-        ended: bool = await self._run_writes.write(End(checked_finish(finish)))
+        checked = checked_finish(finish)
+        ended: bool = await self._run_writes.write(End(checked))
+        if not ended:
+            late = {"_id": checked["run_id"], "worker_id": checked["worker_id"], "active": False, "late_outcome": None}
+            async with self._database.operation():
+                await self._runs.update_one(late, {"$set": {"late_outcome": json_text(late_outcome_of(checked))}})
         return ended
 
     async def close(self) -> None:
         """Write what is still to be written of runs' lives, and take no more."""
         await self._run_writes.close()
+
+    def open_leases(self, limit: float) -> MongoLeases:
+        return MongoLeases(self._database, limit)
 
     async def interrupt_runs(self, worker_id: str, error: RunError) -> int:
         validate_id(worker_id, "worker_id")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import select
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
@@ -53,9 +53,16 @@ class PostgresDatabase:
     """The open pool. `open_database` makes it."""
 
     def __init__(
-        self, pool: AsyncConnectionPool[Connection], place: str, operation_timeout: float, pipeline: bool
+        self,
+        pool: AsyncConnectionPool[Connection],
+        parameters: Mapping[str, Any],
+        place: str,
+        operation_timeout: float,
+        pipeline: bool,
     ) -> None:
         self.pool = pool
+        self.parameters = parameters
+        """Of the pool's connections, for one beside them."""
         self.place = place
         """Host, port and database, for messages."""
         self.pipeline = pipeline
@@ -162,7 +169,7 @@ async def open_database(spec: CheckpointerSpec) -> AsyncIterator[PostgresDatabas
     )
     try:
         await pool.open()
-        database = PostgresDatabase(pool, place, options["operation_timeout"], options["pipeline"])
+        database = PostgresDatabase(pool, parameters, place, options["operation_timeout"], options["pipeline"])
         try:
             yield database
         finally:

@@ -49,11 +49,20 @@ MIGRATIONS: Final[tuple[LiteralString, ...]] = (
         checkpoint_count integer NOT NULL DEFAULT 0,
         first_checkpoint_id text,
         last_checkpoint_id text,
-        paused boolean NOT NULL DEFAULT false
+        paused boolean NOT NULL DEFAULT false,
+        late_outcome jsonb
     );
     CREATE INDEX app_runs_of_thread ON app_runs (thread_id, created_at, run_id);
     CREATE INDEX app_runs_created ON app_runs (created_at, run_id);
     CREATE INDEX app_runs_active ON app_runs (thread_id) WHERE status IN ('pending', 'running');
+    CREATE INDEX app_runs_of_worker ON app_runs (worker_id) WHERE status IN ('pending', 'running');
+    CREATE TABLE app_workers (
+        worker_id text COLLATE "C" PRIMARY KEY,
+        started_at timestamptz NOT NULL,
+        expires_at timestamptz NOT NULL,
+        seconds double precision NOT NULL,
+        lost_at timestamptz
+    );
     """,
 )
 """One entry for each version, in order; a version that has been released never changes."""
@@ -65,7 +74,7 @@ VERSION: Final = len(MIGRATIONS)
 TRY_LOCK: Final = "SELECT pg_try_advisory_xact_lock(x'736B65696E6F'::bigint) AS done"
 _LOCK_TIMEOUT: Final = 60.0
 _TABLES: Final = ("checkpoint_migrations", "checkpoints", "checkpoint_blobs", "checkpoint_writes")
-_OUR_TABLES: Final = ("app_schema", "app_threads", "app_runs")
+_OUR_TABLES: Final = ("app_schema", "app_threads", "app_runs", "app_workers")
 
 
 async def create(connection: Connection, open_another: Callable[[], Awaitable[Connection]]) -> None:

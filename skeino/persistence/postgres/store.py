@@ -21,17 +21,18 @@ from skeino.errors import (
 )
 from skeino.persistence.postgres.batches import ATTACH, FINISH, INTERRUPT, START, START_ON_THREAD, START_READING
 from skeino.persistence.postgres.connections import PostgresDatabase
+from skeino.persistence.postgres.leases import PostgresLeases
 from skeino.persistence.postgres.statements import (
     ACTIVE,
     INSERT_THREAD,
     IS_BUSY,
+    KEEP_LATE_OUTCOME,
     LOCK_THREADS,
     RUN_FIELDS,
     SELECT_RUNS,
     SELECT_THREADS,
     START_RUN,
     THREAD_FIELDS,
-    WAS_FINISHED_SO,
     run_of,
     run_values,
     search_clauses,
@@ -47,6 +48,7 @@ from skeino.persistence.queries import (
     checked_finish,
     checked_if_exists,
     checked_ttl_change,
+    late_outcome_of,
     new_run,
     new_thread,
     run_query,
@@ -112,7 +114,8 @@ class MetadataStore:
         }
         if await self._write(FINISH, values, finish["run_id"], thread=finish["thread_id"]):
             return True
-        return bool(await self._database.fetch(WAS_FINISHED_SO, values))
+        values["late_outcome"] = Jsonb(late_outcome_of(finish))
+        return bool(await self._database.fetch(KEEP_LATE_OUTCOME, values))
 
     async def interrupt_runs(self, worker_id: str, error: RunError) -> int:
         validate_id(worker_id, "worker_id")
@@ -120,6 +123,9 @@ class MetadataStore:
         rows = await self._write(INTERRUPT, values, worker_id)
         number: int = rows[0]["number"]
         return number
+
+    def open_leases(self, limit: float) -> PostgresLeases:
+        return PostgresLeases(self._database.parameters, self._database.place, limit)
 
     # ── Runs ─────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -40,18 +40,27 @@ MIGRATIONS = (
         checkpoint_count INTEGER NOT NULL DEFAULT 0,
         first_checkpoint_id TEXT,
         last_checkpoint_id TEXT,
-        paused INTEGER NOT NULL DEFAULT 0
+        paused INTEGER NOT NULL DEFAULT 0,
+        late_outcome TEXT
     );
     CREATE INDEX app_runs_of_thread ON app_runs (thread_id, created_at, run_id);
     CREATE INDEX app_runs_created ON app_runs (created_at, run_id);
     CREATE INDEX app_runs_active ON app_runs (thread_id) WHERE status IN ('pending', 'running');
+    CREATE INDEX app_runs_of_worker ON app_runs (worker_id) WHERE status IN ('pending', 'running');
+    CREATE TABLE app_workers (
+        worker_id TEXT NOT NULL PRIMARY KEY,
+        started_at TEXT NOT NULL,
+        expires_at TEXT NOT NULL,
+        seconds REAL NOT NULL,
+        lost_at TEXT
+    );
     """,
 )
 """One entry for each version, in order; a version that has been released never changes."""
 
 VERSION = len(MIGRATIONS)
 
-_TABLES = ("checkpoints", "writes", "app_schema", "app_threads", "app_runs")
+_TABLES = ("checkpoints", "writes", "app_schema", "app_threads", "app_runs", "app_workers")
 
 
 def create(connection: sqlite3.Connection) -> None:
