@@ -155,6 +155,8 @@ class Heartbeat:
         over = asyncio.wrap_future(self._over)
         await asyncio.wait([over], timeout=4 * self._limit)
         over.cancel()  # the thread may outlive the event loop
+        if self._over.done():
+            self._thread.join()  # which has nothing left to do
 
     # ── In the thread ────────────────────────────────────────────────────────────────────────────────────
 
@@ -258,7 +260,9 @@ class Heartbeat:
         known = self._known() if active else ()
         unknown = set() if known is None else set(active) - set(known)
         if (doomed := unknown & self._suspects) and (number := self._leases.end_runs(worker_id, doomed)):
-            logger.error("%d runs of this process were active though it did not know them: ended as errors.", number)
+            logger.error(
+                "%d of this process's runs were active though it knew nothing of them: ended as errors.", number
+            )
         self._suspects = unknown
 
     def _give_back(self) -> None:

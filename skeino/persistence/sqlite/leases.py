@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import random
 import sqlite3
-import time
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -137,7 +135,7 @@ class SqliteLeases:
         """Run `work` in a transaction, with the time at which it began."""
         with translated_errors(self._path):
             connection = self._connected()
-            _begin(connection, self._limit)
+            connection.execute("BEGIN IMMEDIATE")
             try:
                 done = work(connection, datetime.now(UTC))
                 connection.execute("COMMIT")
@@ -155,27 +153,6 @@ class SqliteLeases:
             # What a power cut takes away is done again; and a renewal need not wait for the disk.
             self._connection.execute("PRAGMA synchronous = NORMAL")
         return self._connection
-
-
-def _begin(connection: sqlite3.Connection, limit: float) -> None:
-    """Begin to write, between two others' writes.
-
-    SQLite's own wait sleeps for up to 100 ms between its attempts: beside a process that writes all the time it may
-    find no gap for seconds.
-    """
-    deadline = time.monotonic() + limit
-    connection.execute("PRAGMA busy_timeout = 0")
-    try:
-        while True:
-            try:
-                connection.execute("BEGIN IMMEDIATE")
-                return
-            except sqlite3.OperationalError as exc:
-                if "locked" not in str(exc) or time.monotonic() > deadline:
-                    raise
-            time.sleep(random.uniform(0.0005, 0.003))
-    finally:
-        connection.execute(f"PRAGMA busy_timeout = {round(1000 * limit)}")
 
 
 def _end(connection: sqlite3.Connection, doomed: str, values: dict[str, Any], error: RunError, now: datetime) -> int:
