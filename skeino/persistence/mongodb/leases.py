@@ -2,6 +2,9 @@
 
 Times are the server's `$$NOW`, of which a statement has one. A run and its thread change in one transaction, many runs
 at once; if one of the documents is another's just now, each run goes alone, and what is held is left for the next time.
+
+A transaction that a dead process has left open holds its documents for another minute (the server's
+`transactionLifetimeLimitSeconds`): nobody could end those runs, or use their threads. So it is aborted.
 """
 
 from __future__ import annotations
@@ -18,11 +21,14 @@ from pymongo.errors import OperationFailure
 from pymongo.synchronous.database import Database
 
 from skeino.persistence.leases import END_UNKNOWN, KEPT, PATIENCE, WORKER_LOST
+from skeino.persistence.mongodb.clients import APP_NAME, LEASES_APP_NAME
 from skeino.persistence.mongodb.connections import MongoDatabase, translated_errors
 from skeino.persistence.mongodb.documents import Document, error_text
 from skeino.persistence.mongodb.schema import RUNS, THREADS, WORKERS
 from skeino.persistence.rows import RunError
 
+ABANDONED: Final = timedelta(seconds=1)
+MICROSECOND: Final = timedelta(microseconds=1)
 NOW: Final = "$$NOW"
 NOW_IN_MICROSECONDS: Final = {"$multiply": [{"$toLong": NOW}, 1000]}
 
@@ -72,6 +78,8 @@ class MongoLeases:
                 one = {**late, "_id": lease["_id"]}
                 if self._workers.update_one(one, [{"$set": {"lost_at": NOW}}]).modified_count:
                     declared.append(lease["_id"])
+            if declared:
+                self._abort_abandoned()
         return declared
 
     def end_runs_of_lost(self, limit: int) -> int:
@@ -125,10 +133,11 @@ class MongoLeases:
     def _end(self, runs: Sequence[str], doomed: Document, error: RunError) -> int:
         if not self._transactions:
             return sum(self._end_one(run_id, doomed, error) for run_id in runs)
-        ended = self._end_unless_held(runs, doomed, error)
-        if ended is None and len(runs) > 1:
-            return sum(self._end_unless_held([run_id], doomed, error) or 0 for run_id in runs)
-        return ended or 0
+        ended = self._end_unless_held(runs, doomed, error) if runs else 0
+        if ended is not None:
+            return ended
+        self._abort_abandoned()
+        return sum(self._end_unless_held([run_id], doomed, error) or 0 for run_id in runs)
 
     def _end_unless_held(self, runs: Sequence[str], doomed: Document, error: RunError) -> int | None:
         """How many have ended, in one transaction; None if another has one of the documents: then none has."""
@@ -139,6 +148,20 @@ class MongoLeases:
             if not exc.has_error_label("TransientTransactionError"):
                 raise
             return None
+
+    def _abort_abandoned(self) -> None:
+        """Abort transactions of skeino's clients in which nothing has happened for long, which is no living one's way.
+
+        One that belongs to a process which only stood still is begun again when that goes on.
+        """
+        ours = {"$in": [APP_NAME, LEASES_APP_NAME]}
+        abandoned = {"appName": ours, "transaction.timeInactiveMicros": {"$gt": ABANDONED / MICROSECOND}}
+        try:
+            sessions = self._client.admin.aggregate([{"$currentOp": {"idleSessions": True}}, {"$match": abandoned}])
+            if ids := [{"id": session["lsid"]["id"]} for session in sessions]:
+                self._client.admin.command("killSessions", ids)
+        except OperationFailure:  # it may not: then the server does it, later
+            pass
 
     def _end_together(self, runs: Sequence[str], doomed: Document, error: RunError, session: ClientSession) -> int:
         condition = {**doomed, "_id": {"$in": list(runs)}}
