@@ -120,3 +120,40 @@ async def test_a_file_that_is_written_all_the_time_leaves_gaps_for_a_lease(tmp_p
                 task.cancel()
             await asyncio.gather(*writing, return_exceptions=True)
     assert max(waits) < 2, waits
+
+
+@pytest.mark.parametrize("settings", [MONGODB], indirect=True)
+@pytest.mark.parametrize("when", ["before the lease is lost", "after the lease was lost"])
+async def test_a_transaction_that_a_dead_process_has_left_open_holds_nothing_for_long(
+    settings: SkeinoSettings, store: MetadataStoreProtocol, when: str
+) -> None:
+    run_id = await started(store, "t")
+    async with keeping(store) as keeper:
+        if when == "after the lease was lost":
+            await keeper.lose(WORKER)
+        with MongoClient[Any](settings.checkpointer_uri, appname="skeino") as client, client.start_session() as dead:
+            dead.start_transaction()
+            for collection, value in (("app_runs", run_id), ("app_threads", "t")):
+                changes = {"$set": {"held": 1}}
+                client.get_default_database()[collection].update_one({"_id": value}, changes, session=dead)
+            await asyncio.sleep(1.1)
+            if when == "before the lease is lost":
+                await keeper.lose(WORKER)
+                await started(store, "t", worker_id="other")  # it does not wait for the thread
+            assert await keeper(keeper.leases.end_runs_of_lost, 100) == 1
+    assert (await the_run(store, run_id))["status"] == "error"
+
+
+@pytest.mark.parametrize("settings", [MONGODB], indirect=True)
+async def test_an_application_s_own_transaction_is_left_alone(
+    settings: SkeinoSettings, store: MetadataStoreProtocol
+) -> None:
+    with MongoClient[Any](settings.checkpointer_uri, appname="shop") as client, client.start_session() as session:
+        orders = client.get_default_database()["orders"]
+        session.start_transaction()
+        orders.insert_one({"_id": 1}, session=session)
+        await asyncio.sleep(1.1)
+        async with keeping(store) as keeper:
+            await keeper.lose(WORKER)
+        session.commit_transaction()
+        assert orders.count_documents({}) == 1
