@@ -10,6 +10,7 @@ import asyncio
 import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
 from skeino.errors import StoreUnavailableError
@@ -22,15 +23,18 @@ MAX_BATCH: Final = 256
 MAX_WAITING: Final = 10_000
 """Writes that may wait; more are refused at once, so that a slow database does not fill the memory."""
 
+_NO_REQUEST: Final = contextvars.Context()
+
 
 class GroupCommit(Generic[Write]):
     """One writer for one database: it writes batches one after the other, in the order in which the writes came.
 
     Args:
         write_batch: commits all the writes, or none of them. It returns an answer for each: what the write results in,
-            or the exception that it alone has earned, for one bad write must not fail its neighbours. What it raises
-            has failed them all.
+            or the exception that it alone has earned, for one bad write must not fail its neighbours; or a future of
+            either, where it will take longer than the others should wait. What it raises has failed them all.
         place: names the database, for messages.
+        patience: seconds in which a write is answered; None waits for ever.
     """
 
     def __init__(
@@ -38,6 +42,7 @@ class GroupCommit(Generic[Write]):
         write_batch: Callable[[Sequence[Write]], Awaitable[Sequence[Any]]],
         place: str,
         *,
+        patience: float | None = None,
         max_batch: int = MAX_BATCH,
         max_waiting: int = MAX_WAITING,
     ) -> None:
@@ -45,7 +50,10 @@ class GroupCommit(Generic[Write]):
         self._place = place
         self._max_batch = max_batch
         self._max_waiting = max_waiting
+        self._patience = patience
         self._waiting: deque[tuple[Write, asyncio.Future[Any]]] = deque()
+        self._deadlines: dict[asyncio.Future[Any], float] = {}  # the next first
+        self._timer: asyncio.TimerHandle | None = None  # one for all: a timer for each would cost more than the rest
         self._writer: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -55,26 +63,39 @@ class GroupCommit(Generic[Write]):
         A caller that is cancelled loses the answer alone: the write is done all the same, once.
 
         Raises:
-            StoreUnavailableError: too many writes wait, or it is closed.
+            StoreUnavailableError: too many writes wait, or it is closed, or there is no answer in time.
             Exception: what the write itself, or its batch, has failed with.
+        """
+        return await self.enqueue(write)
+
+    def enqueue(self, write: Write) -> asyncio.Future[Any]:
+        """As `write`, whose answer is the future's result. The write is in its place when this returns.
+
+        Raises:
+            StoreUnavailableError: too many writes wait, or it is closed.
         """
         if self._closed:
             raise StoreUnavailableError(f"{self._place} is closed.")
         if len(self._waiting) >= self._max_waiting:
             raise StoreUnavailableError(f"{self._place} is too slow: {self._max_waiting} writes wait already.")
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Any] = loop.create_future()
         self._waiting.append((write, answer))
+        if self._patience is not None:
+            self._deadlines[answer] = deadline = loop.time() + self._patience
+            if self._timer is None:
+                self._timer = loop.call_at(deadline, self._give_up, context=_NO_REQUEST)
         if self._writer is None:
-            self._writer = asyncio.get_running_loop().create_task(
-                self._write_all(), name="skeino writer", context=contextvars.Context()
-            )
-        return await answer
+            self._writer = loop.create_task(self._write_all(), name="skeino writer", context=contextvars.Context())
+        return answer
 
     async def close(self) -> None:
         """Take no more writes, and wait until those there are have been answered."""
         self._closed = True
         while self._writer is not None:
             await asyncio.wait([self._writer])
+        if self._timer is not None and not self._deadlines:
+            self._timer.cancel()
 
     async def _write_all(self) -> None:
         try:
@@ -94,9 +115,32 @@ class GroupCommit(Generic[Write]):
                     future.cancel()
                 raise
         for (_, future), answer in zip(batch, answers, strict=True):
-            if future.done():  # its caller was cancelled
-                continue
-            if isinstance(answer, BaseException):
-                future.set_exception(answer)
+            if isinstance(answer, asyncio.Future):
+                answer.add_done_callback(partial(self._answered_late, future), context=_NO_REQUEST)
             else:
-                future.set_result(answer)
+                self._answered(future, answer)
+
+    def _answered_late(self, future: asyncio.Future[Any], answer: asyncio.Future[Any]) -> None:
+        if answer.cancelled():
+            future.cancel()
+        self._answered(future, None if answer.cancelled() else answer.exception() or answer.result())
+
+    def _answered(self, future: asyncio.Future[Any], answer: Any) -> None:
+        self._deadlines.pop(future, None)
+        if future.done():  # its caller was cancelled, or has been told that it takes too long
+            return
+        if isinstance(answer, BaseException):
+            future.set_exception(answer)
+        else:
+            future.set_result(answer)
+
+    def _give_up(self) -> None:
+        """Tell those that have waited too long; their writes are done all the same, as soon as they can be."""
+        self._timer = None
+        loop = asyncio.get_running_loop()
+        for future, deadline in list(self._deadlines.items()):
+            if deadline > loop.time():
+                self._timer = loop.call_at(deadline, self._give_up, context=_NO_REQUEST)
+                return
+            problem = f"{self._place} did not answer in time."
+            self._answered(future, StoreUnavailableError(problem, maybe_done=True))

@@ -25,7 +25,7 @@ variable: ContextVar[str] = ContextVar("variable", default="none")
 class Disk:
     """Writes numbers when it is let, and refuses negative ones; notes each batch."""
 
-    def __init__(self, **limits: int) -> None:
+    def __init__(self, **limits: Any) -> None:
         self.batches: list[list[int]] = []
         self.turn = asyncio.Event()
         self.turn.set()
@@ -229,3 +229,50 @@ async def test_what_was_queued_when_it_closes_is_written(tmp_path: Path) -> None
     async with open_persistence(settings_for(tmp_path)) as persistence:
         found = await persistence.metadata_store.search_runs(limit=1000)
     assert {run["run_id"] for run in found} == set(ids)
+
+
+async def test_a_write_that_waits_too_long_is_told_so_and_is_done_all_the_same() -> None:
+    disk = Disk(patience=0.1)
+    disk.turn.clear()
+    first = [asyncio.create_task(disk.group.write(number)) for number in (1, 2)]
+    await asyncio.sleep(0.06)
+    late = asyncio.create_task(disk.group.write(3))
+    for write in first:
+        with pytest.raises(StoreUnavailableError, match="The disk did not answer in time") as caught:
+            await write
+        assert caught.value.maybe_done
+    assert not late.done()  # its own time is not over
+    disk.turn.set()
+    assert await late == 30
+    assert disk.batches == [[1, 2], [3]]
+    disk.turn.clear()
+    with pytest.raises(StoreUnavailableError):
+        await disk.group.write(4)
+    disk.turn.set()
+    await disk.group.close()
+    assert disk.batches[-1] == [4]
+    assert not disk.group._deadlines
+
+
+async def test_an_answer_may_come_later_than_its_batch() -> None:
+    later: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    failing: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    answers: list[Any] = [1, later, failing, later]
+
+    async def write_batch(numbers: Sequence[int]) -> list[Any]:
+        return [answers[number] for number in numbers]
+
+    group: GroupCommit[int] = GroupCommit(write_batch, "The disk", patience=0.2)
+    first, second, third, fourth = (group.enqueue(number) for number in range(4))
+    assert await first == 1
+    fourth.cancel()
+    later.set_result(2)
+    failing.set_exception(StoreError("no"))
+    assert await second == 2
+    with pytest.raises(StoreError, match="no"):
+        await third
+    answers[1] = asyncio.get_running_loop().create_future()
+    with pytest.raises(StoreUnavailableError, match="in time"):
+        await group.write(1)
+    answers[1].set_result(5)
+    await group.close()

@@ -8,11 +8,13 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from skeino import SkeinoSettings
 from skeino.errors import StoreError, StoreUnavailableError, ThreadNotFoundError
 from skeino.persistence import MetadataStore, open_persistence
 from skeino.persistence.postgres import PostgresDatabase, batches
+from skeino.persistence.postgres.writer import Fetch
 from skeino.persistence.rows import RunFinish
 from skeino.runs import new_id
 from skeino.testing import WORKER, at, ending, everything, started, the_run, the_thread
@@ -37,13 +39,16 @@ def statements(store: MetadataStore, monkeypatch: pytest.MonkeyPatch) -> list[st
     """What is sent to write runs, from here on."""
     sent: list[str] = []
     writer = database_of(store).writer
-    fetch = writer._fetch
 
-    async def recording(statement: str, *arguments: Any, **named: Any) -> Any:
-        sent.append(statement)
-        return await fetch(statement, *arguments, **named)
+    def recording(fetch: Fetch) -> Fetch:
+        async def recorded(statement: str, values: Any) -> Any:
+            sent.append(statement)
+            return await fetch(statement, values)
 
-    monkeypatch.setattr(writer, "_fetch", recording)
+        return recorded
+
+    monkeypatch.setattr(writer, "_fetch", recording(writer._fetch))
+    monkeypatch.setattr(writer, "_fetch_together", recording(writer._fetch_together))
     return sent
 
 
@@ -372,10 +377,10 @@ async def test_a_batch_that_collides_is_repeated(
     store: MetadataStore, statements: list[str], monkeypatch: pytest.MonkeyPatch, sqlstate: str
 ) -> None:
     writer = database_of(store).writer
-    fetch, failures = writer._fetch, [2]
+    fetch, failures = writer._fetch_together, [2]
 
-    async def colliding(statement: str, *arguments: Any, **named: Any) -> Any:
-        answer = await fetch(statement, *arguments, **named) if not failures[0] else None
+    async def colliding(statement: str, values: Any) -> Any:
+        answer = await fetch(statement, values) if not failures[0] else None
         if answer is None:
             failures[0] -= 1
             statements.append(statement)
@@ -384,16 +389,16 @@ async def test_a_batch_that_collides_is_repeated(
             raise error
         return answer
 
-    monkeypatch.setattr(writer, "_fetch", colliding)
+    monkeypatch.setattr(writer, "_fetch_together", colliding)
     await asyncio.gather(*(started(store, f"t{number}") for number in range(5)))
     assert statements == [batches.START_RUNS_ON_THREADS] * 3
 
 
 async def test_a_server_that_is_away_fails_a_batch_once(settings: SkeinoSettings, module_database: str) -> None:
-    small = settings.model_copy(update={"checkpointer_options": {"pool_max_size": 1, "pool_timeout": 0.5}})
-    async with open_persistence(small) as persistence:
+    hasty = settings.model_copy(update={"checkpointer_options": {"pool_timeout": 0.5}})
+    async with open_persistence(hasty) as persistence:
         store = persistence.metadata_store
-        async with persistence.metadata_store._database.connection():  # type: ignore[attr-defined]
+        with no_connections(module_database):
             begin = time.monotonic()
             calls: list[Any] = [started(store, thread) for thread in ("a", "b", None, None)]
             calls += [store.attach_thread(new_id(), thread, owner=None) for thread in ("c", "d")]
@@ -460,6 +465,24 @@ def raw_rows(dsn: str) -> list[str]:
         now = connection.execute("SELECT now()::text").fetchone()
         assert now is not None
         return [row.replace(now[0], "now") for row in rows]
+
+
+@contextmanager
+def no_connections(dsn: str) -> Iterator[None]:
+    """The server ends all connections to the database, and takes no new ones."""
+    name = conninfo_to_dict(dsn)["dbname"]
+    with psycopg.connect(make_conninfo(dsn, dbname="postgres"), autocommit=True) as connection:
+
+        def allow(*, connections: bool) -> None:
+            connection.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS {connections}')  # type: ignore[arg-type,unused-ignore]
+
+        allow(connections=False)
+        try:
+            ended = "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s"
+            connection.execute(ended, (name,))
+            yield
+        finally:
+            allow(connections=True)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from skeino.errors import InvalidInputError
 from skeino.persistence import open_checkpointer
 from skeino.persistence.postgres import StampedPostgresSaver, checkpoints
 from skeino.persistence.postgres import writer as writing
+from skeino.persistence.postgres.writer import Fetch
 from skeino_asgi import RunTracker
 from tests.contract.backends import empty
 from tests.savers.graphs import Saver, config_of, plain, said
@@ -42,13 +43,16 @@ def statements(saver: StampedPostgresSaver, monkeypatch: pytest.MonkeyPatch) -> 
     """What is sent to write, from here on."""
     sent: list[str] = []
     writer = saver.database.writer
-    fetch = writer._fetch
 
-    async def recording(statement: str, *arguments: Any, **named: Any) -> Any:
-        sent.append(statement)
-        return await fetch(statement, *arguments, **named)
+    def recording(fetch: Fetch) -> Fetch:
+        async def recorded(statement: str, values: Any) -> Any:
+            sent.append(statement)
+            return await fetch(statement, values)
 
-    monkeypatch.setattr(writer, "_fetch", recording)
+        return recorded
+
+    monkeypatch.setattr(writer, "_fetch", recording(writer._fetch))
+    monkeypatch.setattr(writer, "_fetch_together", recording(writer._fetch_together))
     return sent
 
 
@@ -123,9 +127,12 @@ def test_the_stock_saver_has_the_statements_that_ours_stand_for() -> None:
     assert columns(stock.INSERT_CHECKPOINT_WRITES_SQL) == [*checkpoints._WRITE]
     assert on_conflict(checkpoints.UPSERT_WRITES) == on_conflict(stock.UPSERT_CHECKPOINT_WRITES_SQL)
     assert on_conflict(checkpoints.INSERT_WRITES) == on_conflict(stock.INSERT_CHECKPOINT_WRITES_SQL)
-    blobs, _, rows = checkpoints.PUT_CHECKPOINTS.partition("INSERT INTO checkpoints (")
-    assert on_conflict(blobs).rstrip(" )") == on_conflict(stock.UPSERT_CHECKPOINT_BLOBS_SQL)
-    assert on_conflict(rows) == on_conflict(stock.UPSERT_CHECKPOINTS_SQL)
+    assert on_conflict(checkpoints.UPSERT_WRITES_OF_ONE) == on_conflict(stock.UPSERT_CHECKPOINT_WRITES_SQL)
+    assert on_conflict(checkpoints.INSERT_WRITES_OF_ONE) == on_conflict(stock.INSERT_CHECKPOINT_WRITES_SQL)
+    for statement in (checkpoints.PUT_CHECKPOINT, checkpoints.PUT_CHECKPOINTS):
+        blobs, _, rows = statement.partition("INSERT INTO checkpoints (")
+        assert on_conflict(blobs).rstrip(" )") == on_conflict(stock.UPSERT_CHECKPOINT_BLOBS_SQL)
+        assert on_conflict(rows) == on_conflict(stock.UPSERT_CHECKPOINTS_SQL)
 
 
 async def test_hundreds_at_once_are_few_statements(saver: StampedPostgresSaver, statements: list[str]) -> None:
@@ -228,7 +235,15 @@ async def test_large_values_are_bounded_to_a_statement(
 ) -> None:
     monkeypatch.setattr(writing, "MAX_BYTES", 100_000)
     await asyncio.gather(*(put(f"t{number}", "1", {"a": [b"x" * 30_000]})(saver) for number in range(10)))
-    assert statements == [checkpoints.PUT_CHECKPOINTS] * 4
+    assert statements == [checkpoints.PUT_CHECKPOINTS] * 3 + [checkpoints.PUT_CHECKPOINT]
+
+
+async def test_a_large_value_goes_beside_the_others(saver: StampedPostgresSaver, statements: list[str]) -> None:
+    large = put("large", "1", {"a": ["x" * writing.LARGE]})
+    await asyncio.gather(large(saver), *(put(f"t{number}", "1", {"a": [number]})(saver) for number in range(5)))
+    assert sorted(statements) == sorted([checkpoints.PUT_CHECKPOINT, checkpoints.PUT_CHECKPOINTS])
+    await asyncio.gather(*(put("large", str(number), {"a": ["x" * writing.LARGE]})(saver) for number in range(2, 9)))
+    assert [one.checkpoint["id"] async for one in saver.alist(config_of("large"))] == list("87654321")
 
 
 async def test_large_values_are_serialized_in_a_thread(

@@ -14,7 +14,7 @@ from pymongo.collection import Collection
 from pymongo.errors import BulkWriteError, ConnectionFailure
 
 from skeino.persistence.group_commit import GroupCommit
-from skeino.persistence.mongodb.connections import MongoDatabase
+from skeino.persistence.mongodb.connections import MongoDatabase, translated_errors
 
 Work = Callable[[MongoDBSaver], Any]
 
@@ -26,7 +26,7 @@ class CheckpointWrites:
         self._database = database
         self._collection = collection
         self._group: GroupCommit[_Write] = GroupCommit(
-            self._write_batch, f"The connection to MongoDB at {database.place}"
+            self._write_batch, f"MongoDB at {database.place}", patience=database.operation_timeout
         )
 
     async def write(self, saver: MongoDBSaver, work: Work) -> Any:
@@ -39,7 +39,7 @@ class CheckpointWrites:
         Raises:
             StoreError: as `MongoDatabase.in_thread`.
         """
-        async with self._database.in_time():
+        with translated_errors(self._database.place):
             return await self._group.write(_Write(saver, work))
 
     async def close(self) -> None:

@@ -82,7 +82,7 @@ class MongoDatabase:
             "read_preference": ReadPreference.PRIMARY,
         }
         self._as_needed = {"codec_options": DEFAULT_CODEC_OPTIONS, **self.concerns}
-        self._operation_timeout = operation_timeout
+        self.operation_timeout = operation_timeout
         self._places = asyncio.Semaphore(clients.places)
         waiting = self.client.options.pool_options.wait_queue_timeout
         self._pool_timeout = pool_timeout if waiting is None else waiting
@@ -132,17 +132,11 @@ class MongoDatabase:
         except TimeoutError:
             raise _pool_exhausted(self.place) from None
         try:
-            async with self.in_time():
-                yield
+            with translated_errors(self.place):
+                async with asyncio.timeout(self.operation_timeout):
+                    yield
         finally:
             self._places.release()
-
-    @asynccontextmanager
-    async def in_time(self) -> AsyncIterator[None]:
-        """As `operation`, around what needs no place, or has it already."""
-        with translated_errors(self.place):
-            async with asyncio.timeout(self._operation_timeout):
-                yield
 
     @contextmanager
     def blocking_operation(self) -> Iterator[None]:
@@ -208,7 +202,7 @@ class MongoDatabase:
         """
         self._refuse_if_closed()
         with translated_errors(self.place):
-            async with asyncio.timeout(self._operation_timeout):
+            async with asyncio.timeout(self.operation_timeout):
                 return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     def _refuse_if_closed(self) -> None:

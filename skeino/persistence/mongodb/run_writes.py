@@ -49,7 +49,7 @@ class RunWrites:
         self._threads = threads
         self._runs = runs
         self._group: GroupCommit[Write] = GroupCommit(
-            self._write_batch, f"The connection to MongoDB at {database.place}"
+            self._write_batch, f"MongoDB at {database.place}", patience=database.operation_timeout
         )
         self._apart: set[asyncio.Task[Any]] = set()
 
@@ -62,18 +62,13 @@ class RunWrites:
         """
         if not self._database.transactions:
             return await to_its_end(self._alone(write))
-        return await to_its_end(self._in_turn(write))
+        return await to_its_end(self._group.write(write))
 
     async def close(self) -> None:
         """Take no more writes, and wait until those there are have been answered."""
         await self._group.close()
         while self._apart:  # one may leave others
             await asyncio.wait(self._apart)
-
-    async def _in_turn(self, write: Write) -> Any:
-        async with self._database.in_time():
-            answer = await self._group.write(write)
-            return await answer if isinstance(answer, asyncio.Task) else answer
 
     # ── Together ─────────────────────────────────────────────────────────────────────────────────────────
 

@@ -35,6 +35,8 @@ class Kind:
     many: str | None
     arrays: Callable[[Sequence[Values]], dict[str, Any]]
     """The values of several, as `many` takes them."""
+    of_one: Callable[[Values], Values] = dict
+    """The values of one, as `one` takes them."""
 
 
 def given(name: str, types: Mapping[str, str]) -> str:
@@ -88,7 +90,18 @@ _FINISH: Final = {
 }
 
 
-def _with_own_threads(condition: str) -> str:
+# How rows of the tables are found: by subqueries of their own, or `= ANY` of an array, and never by a join. Those take
+# an index, whatever the planner knows of the table; a join with a table that has grown since it was last analysed
+# reads all of it, for every batch.
+_HAS_NO_RUN: Final = "(SELECT TRUE FROM app_runs r WHERE r.run_id = given.run_id) IS NULL"
+_HAS_OWN_THREAD: Final = """(
+        (SELECT t.owner IS NOT DISTINCT FROM given.owner FROM app_threads t WHERE t.thread_id = given.thread_id)
+        OR (given.thread_id, given.owner IS NULL, coalesce(given.owner, ''))
+            IN (SELECT thread_id, owner IS NULL, coalesce(owner, '') FROM created)
+    )"""
+
+
+def _created_threads(condition: str) -> str:
     """As `statements._with_own_thread`: the first to name a new thread makes it, and owns it."""
     return f"""created AS (
         INSERT INTO app_threads (thread_id, owner, status, metadata, config, created_at, updated_at)
@@ -97,10 +110,6 @@ def _with_own_threads(condition: str) -> str:
         ORDER BY thread_id, position
         ON CONFLICT (thread_id) DO NOTHING
         RETURNING thread_id, owner
-    ), thread AS (
-        SELECT thread_id, owner FROM created
-        UNION ALL
-        SELECT thread_id, owner FROM app_threads WHERE thread_id IN (SELECT thread_id FROM given)
     )"""
 
 
@@ -114,62 +123,63 @@ START_READING_RUNS: Final = f"""
     {PATIENCE}, {given("given", _START)}
     INSERT INTO app_runs ({", ".join(_START)})
     SELECT {", ".join("NULL" if column == "thread_id" else column for column in _START)} FROM given
-    WHERE NOT EXISTS (
-        SELECT FROM app_threads t WHERE t.thread_id = given.thread_id AND t.owner IS DISTINCT FROM given.owner
-    )
+    WHERE (SELECT t.owner IS NOT DISTINCT FROM given.owner FROM app_threads t WHERE t.thread_id = given.thread_id)
+        IS NOT FALSE
     ORDER BY run_id
     ON CONFLICT (run_id) DO NOTHING
     RETURNING run_id::text
 """
 START_RUNS_ON_THREADS: Final = f"""
     {PATIENCE}, {given("given", _START)},
-    {_with_own_threads("NOT EXISTS (SELECT FROM app_runs r WHERE r.run_id = given.run_id)")}
+    {_created_threads(_HAS_NO_RUN)}
     INSERT INTO app_runs ({", ".join(_START)})
-    SELECT {", ".join(f"given.{column}" for column in _START)}
-    FROM given JOIN thread t ON t.thread_id = given.thread_id AND t.owner IS NOT DISTINCT FROM given.owner
-    ORDER BY given.thread_id, given.run_id
+    SELECT {", ".join(_START)} FROM given WHERE {_HAS_OWN_THREAD}
+    ORDER BY thread_id, run_id
     ON CONFLICT (run_id) DO NOTHING
     RETURNING run_id::text
 """
 ATTACH_RUNS: Final = f"""
     {PATIENCE}, {given("given", _ATTACH)},
-    {_with_own_threads("TRUE")}, found AS (
-        SELECT given.run_id, t.thread_id
-        FROM given JOIN thread t ON t.thread_id = given.thread_id AND t.owner IS NOT DISTINCT FROM given.owner
-        ORDER BY given.run_id
+    {_created_threads("TRUE")}, found AS MATERIALIZED (
+        SELECT run_id, thread_id FROM given WHERE {_HAS_OWN_THREAD}
     ), attached AS (
-        UPDATE app_runs r SET thread_id = found.thread_id FROM found
-        WHERE r.run_id = found.run_id AND r.thread_id IS NULL AND {_IS_ACTIVE}
+        UPDATE app_runs r SET thread_id = (SELECT thread_id FROM found WHERE found.run_id = r.run_id)
+        WHERE r.run_id = ANY(ARRAY(SELECT run_id FROM found)) AND r.thread_id IS NULL AND {_IS_ACTIVE}
     )
     SELECT run_id::text FROM found
 """
 # Of several runs on one thread the last says how it is left.
 FINISH_RUNS: Final = f"""
     {PATIENCE}, {given("given", _FINISH)}, finished AS (
-        UPDATE app_runs r SET
-            status = g.status, finished_at = g.finished_at, error = g.error, http_status = g.http_status,
-            metadata = r.metadata || g.metadata, checkpoint_count = g.checkpoint_count,
-            first_checkpoint_id = g.first_checkpoint_id, last_checkpoint_id = g.last_checkpoint_id,
-            paused = g.paused,
-            thread_id = coalesce(r.thread_id, (
-                SELECT t.thread_id FROM app_threads t
-                WHERE t.thread_id = g.thread_id AND t.owner IS NOT DISTINCT FROM r.owner
-            ))
-        FROM (SELECT * FROM given ORDER BY run_id) AS g
-        WHERE r.run_id = g.run_id AND r.worker_id = g.worker_id AND {_IS_ACTIVE}
-        RETURNING r.run_id, r.thread_id, g.thread_status, g.finished_at, g.position
-    ), ending AS (
-        SELECT thread_id, (array_agg(thread_status ORDER BY position DESC))[1] AS status,
+        UPDATE app_runs r SET (
+            status, finished_at, error, http_status, metadata, checkpoint_count, first_checkpoint_id,
+            last_checkpoint_id, paused, thread_id
+        ) = (
+            SELECT g.status, g.finished_at, g.error, g.http_status, r.metadata || g.metadata, g.checkpoint_count,
+                g.first_checkpoint_id, g.last_checkpoint_id, g.paused, coalesce(r.thread_id, (
+                    SELECT t.thread_id FROM app_threads t
+                    WHERE t.thread_id = g.thread_id AND t.owner IS NOT DISTINCT FROM r.owner
+                ))
+            FROM given g WHERE g.run_id = r.run_id
+        )
+        WHERE r.run_id = ANY(%(run_id)b::uuid[]) AND {_IS_ACTIVE}
+            AND r.worker_id = (SELECT g.worker_id FROM given g WHERE g.run_id = r.run_id)
+        RETURNING r.run_id, r.thread_id
+    ), ending AS MATERIALIZED (
+        SELECT finished.thread_id, (array_agg(thread_status ORDER BY position DESC))[1] AS status,
             max(finished_at) AS finished_at
-        FROM finished WHERE thread_status IS NOT NULL AND thread_id IS NOT NULL
-        GROUP BY thread_id
+        FROM finished JOIN given ON given.run_id = finished.run_id
+        WHERE thread_status IS NOT NULL AND finished.thread_id IS NOT NULL
+        GROUP BY finished.thread_id
     ), locked AS MATERIALIZED (
-        SELECT t.thread_id, ending.status, ending.finished_at
-        FROM app_threads t JOIN ending ON ending.thread_id = t.thread_id
-        ORDER BY t.thread_id FOR NO KEY UPDATE OF t
+        SELECT thread_id FROM app_threads WHERE thread_id = ANY(ARRAY(SELECT thread_id FROM ending))
+        ORDER BY thread_id FOR NO KEY UPDATE
     ), settled AS (
-        UPDATE app_threads t SET status = locked.status, updated_at = greatest(t.updated_at, locked.finished_at)
-        FROM locked WHERE t.thread_id = locked.thread_id
+        UPDATE app_threads t SET (status, updated_at) = (
+            SELECT ending.status, greatest(t.updated_at, ending.finished_at)
+            FROM ending WHERE ending.thread_id = t.thread_id
+        )
+        WHERE t.thread_id = ANY(ARRAY(SELECT thread_id FROM locked))
     )
     SELECT run_id::text FROM finished
 """

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import select
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
@@ -22,6 +21,7 @@ from skeino.errors import (
     StoreUnavailableError,
 )
 from skeino.persistence.postgres import schema
+from skeino.persistence.postgres.session import Session, is_alive
 from skeino.persistence.postgres.writer import Writer
 from skeino.persistence.registry import CheckpointerSpec
 
@@ -56,6 +56,7 @@ class PostgresDatabase:
         self,
         pool: AsyncConnectionPool[Connection],
         parameters: Mapping[str, Any],
+        connect: Callable[[], Awaitable[Connection]],
         place: str,
         operation_timeout: float,
         pipeline: bool,
@@ -68,7 +69,20 @@ class PostgresDatabase:
         self.pipeline = pipeline
         self._operation_timeout = operation_timeout
         self._returning: set[asyncio.Future[None]] = set()
-        self.writer = Writer(self.fetch, place, operation_timeout)
+        self._session = Session(connect, patience=pool.timeout)
+        self.writer = Writer(self.fetch, self._fetch_in_session, lambda: self._session.is_own, place, operation_timeout)
+
+    async def open(self) -> None:
+        """Open the writer's session; the pool is open already."""
+        with translated_errors(self.place):
+            await self._session.open()
+
+    async def close(self) -> None:
+        """Write what waits to be written, and close the writer's session; the pool is its opener's."""
+        try:
+            await self.writer.close()
+        finally:
+            await self._session.close()
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
@@ -108,11 +122,17 @@ class PostgresDatabase:
             await connection.close()
             await self._give_back(connection)  # which makes the pool open another
 
-    async def fetch(self, statement: str, values: dict[str, Any], *, prepare: bool | None = None) -> list[DictRow]:
+    async def fetch(self, statement: str, values: Mapping[str, Any]) -> list[DictRow]:
         """The rows of one statement, which is a transaction of its own."""
         async with self.connection() as connection:
-            cursor = await connection.execute(statement, values, prepare=prepare)  # type: ignore[call-overload,unused-ignore]
+            cursor = await connection.execute(statement, values)  # type: ignore[call-overload,unused-ignore]
             return await cursor.fetchall() if cursor.description else []
+
+    async def _fetch_in_session(self, statement: str, values: Mapping[str, Any]) -> list[DictRow]:
+        """As `fetch`, on the writer's own connection."""
+        with translated_errors(self.place):
+            async with asyncio.timeout(self._operation_timeout):
+                return await self._session.fetch(statement, values)
 
 
 @asynccontextmanager
@@ -169,31 +189,14 @@ async def open_database(spec: CheckpointerSpec) -> AsyncIterator[PostgresDatabas
     )
     try:
         await pool.open()
-        database = PostgresDatabase(pool, parameters, place, options["operation_timeout"], options["pipeline"])
+        database = PostgresDatabase(pool, parameters, connect, place, options["operation_timeout"], options["pipeline"])
         try:
+            await database.open()
             yield database
         finally:
-            await database.writer.close()
+            await database.close()
     finally:
         await pool.close(timeout=options["pool_timeout"])
-
-
-def is_alive(connection: AsyncConnection[Any]) -> bool:
-    """Whether the server still holds this idle connection, as far as can be told without a round trip.
-
-    An idle connection has nothing to read unless the server said good-bye: a poll of its socket takes
-    microseconds, where `SELECT 1` doubles the round trips of a short operation.
-    """
-    poll = select.poll()
-    poll.register(connection.fileno(), select.POLLIN)
-    try:
-        while poll.poll(0):  # first its last words, then the end of the stream
-            connection.pgconn.consume_input()
-            if connection.pgconn.status != psycopg.pq.ConnStatus.OK:
-                return False
-    except psycopg.OperationalError:
-        return False
-    return True
 
 
 @contextmanager

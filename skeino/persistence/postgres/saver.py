@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _UNIQUE_VIOLATION: Final = "23505"
+_COLLECTIONS: Final = frozenset((list, tuple, set, frozenset))
+_SMALL: Final = frozenset((int, float, bool, type(None)))
 
 
 class PostgresDatabaseSaver(AsyncPostgresSaver):
@@ -246,13 +248,14 @@ def _is_large(value: Any) -> bool:
     parts = [value]
     while parts and left > 0:
         one = parts.pop()
-        if isinstance(one, str | bytes | bytearray):
-            left -= len(one) // 1024
-        elif isinstance(one, list | tuple | dict | set | frozenset):
+        kind = type(one)  # comparing it costs a fraction of `isinstance`, and this is done for each write
+        if kind is str or kind is bytes or kind is bytearray:
+            left -= len(one) >> 10
+        elif kind is dict or kind in _COLLECTIONS:
             left -= len(one)
             if left > 0:
-                parts += one.values() if isinstance(one, dict) else one
-        elif not isinstance(one, int | float | None):
+                parts += one.values() if kind is dict else one
+        elif kind not in _SMALL:
             left -= 5  # a message, say: its class takes part in it
     return left <= 0
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, TypeVar
 
 from psycopg.rows import DictRow
@@ -18,15 +17,17 @@ from psycopg.rows import DictRow
 from skeino.errors import SchemaError, StoreError, StoreUnavailableError
 from skeino.persistence.group_commit import GroupCommit
 from skeino.persistence.postgres.batches import NOTHING, Kind, Values
+from skeino.persistence.postgres.session import PATIENCE
 
 T = TypeVar("T")
 Rows = list[DictRow]
-
-PATIENCE: Final = 0.2
-"""Seconds that writes wait for another session's lock while more arrive behind them."""
+Fetch = Callable[[str, Values], Awaitable[Rows]]
 
 MAX_BYTES: Final = 16 * 2**20
 """In one statement, as its writes estimate themselves: PostgreSQL takes no message of more than 1 GB."""
+
+LARGE: Final = 2**18
+"""Bytes from which on a write goes by itself, beside others: it takes as long as it takes to move them."""
 
 _ATTEMPTS: Final = 20
 _LOST: Final = ("40P01", "23503")  # deadlock detected; foreign key violation: the thread went away meanwhile
@@ -39,15 +40,29 @@ class Writer:
 
     Args:
         fetch: runs one statement in a transaction of its own, and returns its rows.
+        fetch_together: the same, one at a time, in a session where statements are planned once.
+        has_patience: whether that session waits for locks no longer than `PATIENCE`, even where a statement does not
+            say so.
         place: names the database, for messages.
         operation_timeout: seconds that a write may take, its wait for the others included.
     """
 
-    def __init__(self, fetch: Callable[..., Awaitable[Rows]], place: str, operation_timeout: float) -> None:
+    def __init__(
+        self,
+        fetch: Fetch,
+        fetch_together: Fetch,
+        has_patience: Callable[[], bool],
+        place: str,
+        operation_timeout: float,
+    ) -> None:
         self._fetch = fetch
+        self._fetch_together = fetch_together
+        self._has_patience = has_patience
         self._place = place
         self._operation_timeout = operation_timeout
-        self._group: GroupCommit[_Write] = GroupCommit(self._write_batch, f"PostgreSQL at {place}")
+        self._group: GroupCommit[_Write] = GroupCommit(
+            self._write_batch, f"PostgreSQL at {place}", patience=operation_timeout
+        )
         self._alone: dict[Hashable, set[asyncio.Task[Rows]]] = {}
 
     async def write(self, kind: Kind, values: Values, key: Hashable, *, thread: Hashable = None, size: int = 0) -> Rows:
@@ -67,11 +82,8 @@ class Writer:
         """
         keys = (key,) if thread in (None, key) else (key, thread)
         write = _Write(kind, values, keys, size, asyncio.get_running_loop().time() + self._operation_timeout)
-        with self._in_time():
-            async with asyncio.timeout_at(write.deadline):
-                answer = await self._group.write(write)
-                rows: Rows = await asyncio.shield(answer) if isinstance(answer, asyncio.Task) else answer
-                return rows
+        rows: Rows = await self._group.write(write)
+        return rows
 
     async def settled(self, thread: Hashable) -> None:
         """Wait until what was asked for before has been done; what is held up only if it is on this thread."""
@@ -85,8 +97,6 @@ class Writer:
 
     async def _write_batch(self, writes: Sequence[_Write]) -> Sequence[Any]:
         """An answer for each: its rows, its exception, or the task that goes on to write it."""
-        if len(writes) == 1 and writes[0].kind.one is not None:
-            return [await self._write_one(writes[0])]
         answers: dict[int, Any] = {}
         for kind, members in _statements(writes):
             written = await self._write_some(kind, [writes[index] for index in members])
@@ -96,21 +106,29 @@ class Writer:
         return [answers[index] for index in range(len(writes))]
 
     async def _write_some(self, kind: Kind, writes: Sequence[_Write]) -> Sequence[Any]:
-        if kind.many is None or (kind.one is not None and len(writes) == 1):
+        if kind.many is None:
             return [await self._write_one(write) for write in writes]
-        held_up = {write.keys[0]: self._write_alone(write) for write in writes if self._is_held_up(write)}
-        free = [write for write in writes if write.keys[0] not in held_up]
-        answers = {**held_up, **(await self._write_many(kind, free) if free else {})}
+        alone = {
+            write.keys[0]: self._write_alone(write)
+            for write in writes
+            if write.size >= LARGE or self._is_held_up(write)
+        }
+        free = [write for write in writes if write.keys[0] not in alone]
+        answers = {**alone, **(await self._write_many(kind, free) if free else {})}
         return [answers[write.keys[0]] for write in writes]
 
     async def _write_many(self, kind: Kind, writes: Sequence[_Write]) -> dict[Hashable, Any]:
         """The answers by key."""
         assert kind.many is not None
+        alone = len(writes) == 1 and kind.one is not None and self._has_patience()
         for _ in range(_ATTEMPTS):
             try:
+                if alone:
+                    assert kind.one is not None
+                    return {writes[0].keys[0]: await self._fetch_together(kind.one, kind.of_one(writes[0].values))}
                 values = kind.arrays([write.values for write in writes])
                 values["patience"] = f"{round(1000 * PATIENCE)}ms"
-                rows = await self._fetch(kind.many, values, prepare=False)
+                rows = await self._fetch_together(kind.many, values)
             except (StoreUnavailableError, SchemaError) as exc:
                 if exc.sqlstate in _MAY_BE_ONE:
                     break
@@ -145,12 +163,12 @@ class Writer:
 
     async def _rows_of_one(self, write: _Write, before: Sequence[asyncio.Task[Rows]]) -> Rows:
         if before:
-            with self._in_time():
-                async with asyncio.timeout_at(write.deadline):
-                    await asyncio.wait(before)
+            await asyncio.wait(before, timeout=write.deadline - asyncio.get_running_loop().time())
+            if not all(task.done() for task in before):
+                raise StoreUnavailableError(f"PostgreSQL at {self._place} did not answer in time.")
         kind = write.kind
         if kind.one is not None:
-            statement, values = kind.one, dict(write.values)
+            statement, values = kind.one, kind.of_one(write.values)
         elif kind.many is not None:
             statement, values = kind.many, {**kind.arrays([write.values]), "patience": None}
         else:
@@ -164,15 +182,6 @@ class Writer:
                 del self._alone[key]
         if not task.cancelled():
             task.exception()  # its caller may be gone
-
-    @contextmanager
-    def _in_time(self) -> Iterator[None]:
-        try:
-            yield
-        except TimeoutError as exc:
-            raise StoreUnavailableError(
-                f"PostgreSQL at {self._place} did not answer in time.", maybe_done=True
-            ) from exc
 
 
 class _Write(NamedTuple):

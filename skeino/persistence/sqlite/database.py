@@ -55,7 +55,9 @@ class SqliteDatabase:
         self._busy_timeout = busy_timeout
         self._operation_timeout = operation_timeout
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="skeino-sqlite")
-        self._group: GroupCommit[_Write] = GroupCommit(self._write_batch, f"The SQLite file {path}")
+        self._group: GroupCommit[_Write] = GroupCommit(
+            self._write_batch, f"The SQLite file {path}", patience=operation_timeout
+        )
 
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` in a transaction of the writer thread; durable when this returns.
@@ -72,9 +74,8 @@ class SqliteDatabase:
         """
         write = _Write(work, time.monotonic() + self._busy_timeout)
         with translated_errors(self.path):
-            async with asyncio.timeout(self._operation_timeout):
-                answer: T = await self._group.write(write)
-                return answer
+            answer: T = await self._group.write(write)
+            return answer
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[None]:

@@ -1,0 +1,150 @@
+"""`Session`: the connection of the process's writer, whose statements the server plans once.
+
+A statement over arrays takes the server longer to plan than to run, so it is prepared, and its plan kept. Such a plan
+must suit a table that grows: this session's settings leave the planner none that reads all of a table.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import select
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+import psycopg
+from psycopg import AsyncConnection, errors
+from psycopg.pq import ConnStatus, TransactionStatus
+from psycopg.rows import DictRow
+
+from skeino.errors import StoreUnavailableError
+
+Connection = AsyncConnection[DictRow]
+
+PATIENCE: Final = 0.2
+"""Seconds that writes wait for another session's lock while more arrive behind them."""
+
+SETTINGS: Final = f"""
+    SET lock_timeout = {round(1000 * PATIENCE)};
+    SET plan_cache_mode = force_generic_plan;
+    SET enable_seqscan = off;
+    SET enable_bitmapscan = off;
+    SET jit = off
+"""
+
+_LOST_PLANS: Final = (errors.InvalidSqlStatementName, errors.DuplicatePreparedStatement)
+
+
+class Session:
+    """One connection, opened again when it is needed after it was lost.
+
+    Behind a pooler, which gives each transaction another session, nothing is prepared and nothing is set.
+
+    Args:
+        connect: opens a connection in autocommit mode, within a time limit.
+        patience: seconds in which a server that cannot be reached is tried again, as a pool would.
+    """
+
+    def __init__(self, connect: Callable[[], Awaitable[Connection]], *, patience: float) -> None:
+        self._connect = connect
+        self._patience = patience
+        self._connection: Connection | None = None
+        self.is_own = False
+        """Whether the server's session is this connection's alone, as far as is known, and has `SETTINGS`."""
+        self._may_prepare = True
+
+    async def open(self) -> None:
+        """Connect, if it is not connected.
+
+        Raises:
+            psycopg.Error, StoreUnavailableError: as `fetch`.
+        """
+        await self._connected()
+
+    async def fetch(self, statement: str, values: Mapping[str, Any]) -> list[DictRow]:
+        """The rows of one statement, which is a transaction of its own. One at a time.
+
+        Raises:
+            psycopg.Error: what the server or the connection failed with. A connection in doubt is closed.
+            StoreUnavailableError: it cannot be reached.
+        """
+        connection = await self._connected()
+        try:
+            return await self._rows(connection, statement, values)
+        except _LOST_PLANS:  # a pooler that passes its servers' numbers on: the statement was not run
+            self._may_prepare = False
+            await self.close()
+            return await self._rows(await self._connected(), statement, values)
+
+    async def close(self) -> None:
+        """Close the connection. The next statement opens another."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+    async def _rows(self, connection: Connection, statement: str, values: Mapping[str, Any]) -> list[DictRow]:
+        try:
+            cursor = await connection.execute(statement, values, prepare=self.is_own)  # type: ignore[call-overload,unused-ignore]
+            return await cursor.fetchall() if cursor.description else []
+        except errors.ReadOnlySqlTransaction:  # a standby: look for the new primary
+            await self.close()
+            raise
+        finally:
+            # Not idle: it was cancelled, say, or is broken.
+            if connection.info.transaction_status is not TransactionStatus.IDLE:
+                await self.close()
+
+    async def _connected(self) -> Connection:
+        if self._connection is not None and not is_alive(self._connection):
+            await self.close()
+        if self._connection is None:
+            connection = await self._connected_in_time()
+            try:
+                self.is_own = self._may_prepare and await is_own_session(connection)
+                if self.is_own:
+                    await connection.execute(SETTINGS)
+            except BaseException:
+                await connection.close()
+                raise
+            self._connection = connection
+        return self._connection
+
+    async def _connected_in_time(self) -> Connection:
+        deadline = time.monotonic() + self._patience
+        delay = 0.05
+        while True:
+            try:
+                return await self._connect()
+            except StoreUnavailableError:
+                if time.monotonic() + delay > deadline:
+                    raise
+            await asyncio.sleep(delay * random.uniform(0.5, 1.0))
+            delay = min(2 * delay, 1.0)
+
+
+async def is_own_session(connection: Connection) -> bool:
+    """Whether no pooler stands between. One that does makes up the number by which the session can be cancelled,
+    for it cannot tell a client which of its servers' sessions it will have.
+    """
+    cursor = await connection.execute("SELECT pg_backend_pid() AS pid")
+    row = await cursor.fetchone()
+    return row is not None and row["pid"] == connection.info.backend_pid
+
+
+def is_alive(connection: AsyncConnection[Any]) -> bool:
+    """Whether the server still holds this idle connection, as far as can be told without a round trip.
+
+    An idle connection has nothing to read unless the server said good-bye: a poll of its socket takes
+    microseconds, where `SELECT 1` doubles the round trips of a short operation.
+    """
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    try:
+        while poll.poll(0):  # first its last words, then the end of the stream
+            connection.pgconn.consume_input()
+            if connection.pgconn.status != ConnStatus.OK:
+                return False
+    except psycopg.OperationalError:
+        return False
+    return True
