@@ -55,14 +55,14 @@ class SkeinoSettings(BaseSettings):
     """The store is down when a request begins: answer 503, or serve it without a run (and unstamped)."""
 
     lease_seconds: float = Field(default=30.0, ge=0.0, le=86400.0)
-    """After how many seconds without a sign of life a process is counted as dead, and its runs end as errors. From 1;
+    """After how many seconds without a sign of life a process is counted as dead, and its runs end as errors. From 2;
     0 does without: the runs of a process that dies stay active."""
 
     @field_validator("lease_seconds")
     @classmethod
     def _is_long_enough(cls, seconds: float) -> float:
-        if 0 < seconds < 1:
-            raise ValueError("a lease of less than a second is lost whenever a machine is busy: give 0, or 1 and more")
+        if 0 < seconds < 2:
+            raise ValueError("a shorter lease than two seconds is lost when a machine is busy: give 0, or 2 and more")
         return seconds
 
     if not TYPE_CHECKING:  # type checkers keep the signature that the fields give

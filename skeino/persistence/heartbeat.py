@@ -22,17 +22,17 @@ from skeino.persistence.leases import KEPT, PATIENCE, Leases, LeasingStore
 
 logger = logging.getLogger("skeino")
 
-BEAT: Final = 1 / 3
+BEAT: Final = 1 / 4
+LIMIT: Final = 1 / 6
 FIRST_RETRY: Final = 1 / 60
 LAST_RETRY: Final = 1 / 8
-LIMIT: Final = 1 / 6
-GAP: Final = 1 / 2
-"""Parts of a lease: the pause between two renewals; the first and the longest pause after a failure; the longest that
-one call may take; and the longest between two renewals that is no gap. A failure, the pause after it and a call that
-takes its time leave a living process's lease good: BEAT + LIMIT + LAST_RETRY + LIMIT < 1."""
+GAP: Final = 0.45
+"""Parts of a lease: the pause between two renewals; the longest that one call may take; the first and the longest pause
+after a failure; and the longest between two renewals that is no gap.
 
-SHORTEST_LIMIT: Final = 0.5
-"""Seconds that a call may take, however short the lease."""
+Whoever lives is back in time, where another has noticed a failure (`PATIENCE`), and where the failure was over before
+the other's next renewal: then BEAT + GAP + LIMIT + LAST_RETRY are less than the lease.
+"""
 
 OPENING_PATIENCE: Final = 10.0
 """Seconds that the first lease is tried for."""
@@ -88,7 +88,7 @@ class Heartbeat:
 
     Args:
         store: where the lease is kept.
-        seconds: how long it is good for; it is renewed about every third of that.
+        seconds: how long it is good for; it is renewed about four times meanwhile.
         new_worker_id: makes the name under which it is held; another one, if a lease was lost.
         known: the runs whose end this process has in its hands, or is going to have; asked in the thread. None when
             nobody is left to end them, because their event loop is closed: then the lease is given up.
@@ -102,7 +102,7 @@ class Heartbeat:
         known: Callable[[], Collection[str] | None],
     ) -> None:
         self._seconds = seconds
-        self._limit = max(SHORTEST_LIMIT, LIMIT * seconds)
+        self._limit = LIMIT * seconds
         self._leases: Leases = store.open_leases(self._limit)
         self._new_worker_id = new_worker_id
         self._known = known
@@ -274,8 +274,8 @@ class Heartbeat:
     def _report(self, exc: Exception | None) -> None:
         """Say once when it begins to fail, and once when that is over."""
         if exc is None and self._is_failing:
-            logger.info("The lease of worker %s is renewed again.", self._worker_id)
+            logger.info("The heartbeat of worker %s is well again.", self._worker_id)
         elif exc is not None and not self._is_failing:
             bug = None if isinstance(exc, StoreError) else exc  # of a store of somebody's own, maybe
-            logger.warning("The lease of worker %s cannot be renewed now: %s", self._worker_id, exc, exc_info=bug)
+            logger.warning("The heartbeat of worker %s fails: %s", self._worker_id, exc, exc_info=bug)
         self._is_failing = exc is not None

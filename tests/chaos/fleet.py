@@ -96,6 +96,8 @@ class Worker:
         self.ended: dict[str, float] = {}
         """Run ids, with the time at which it said so."""
         self.failures: list[str] = []
+        self.unsteady = 0
+        """How often its heartbeat began to fail."""
         self.has_left = False
         self._ready = asyncio.Event()
         self._gone = asyncio.Event()
@@ -122,6 +124,8 @@ class Worker:
                 self.ended[value] = time.time()
             case "failed":
                 self.failures.append(value)
+            case "logged":
+                self.unsteady += "The heartbeat of" in value
             case "left":
                 self.has_left = True
             case _:

@@ -64,6 +64,7 @@ async def kill(fleet: Fleet, times: int) -> dict[str, Any]:
         "acknowledged_and_contradicted": result.contradicted,
         "living_taken_for_dead": result.mistaken,
         "slowest_seconds": result.slowest,
+        "heartbeats_that_failed": sum(one.unsteady for one in fleet.all),
         "failures": result.failures,
     }
 

@@ -74,9 +74,21 @@ class _Runs:
                 raise AssertionError(order)
 
 
+class _Said(logging.Handler):
+    """Tells the harness what would be in the log."""
+
+    def __init__(self, events: Connection) -> None:
+        super().__init__(logging.WARNING)
+        self._events = events
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self._events.send(("logged", record.getMessage()))
+
+
 def work(load: Load, orders: Connection, events: Connection) -> None:
     """Track runs until told to leave."""
-    logging.getLogger("skeino").addHandler(logging.NullHandler())  # the harness counts
+    logging.getLogger("skeino").addHandler(_Said(events))
     with contextlib.suppress(BrokenPipeError):  # whoever listened has gone
         asyncio.run(_work(load, orders, events))
 

@@ -17,7 +17,7 @@ import pytest
 
 from skeino import SchemaError, SkeinoSettings, StoreUnavailableError
 from skeino.persistence import MetadataStoreProtocol, open_persistence
-from skeino.persistence.heartbeat import GAP, LAST_RETRY, LIMIT, Heartbeat, Steadiness
+from skeino.persistence.heartbeat import BEAT, GAP, LAST_RETRY, LIMIT, Heartbeat, Steadiness
 from skeino.persistence.leases import END_UNKNOWN, PATIENCE, WORKER_LOST, LeasingStore
 from skeino.persistence.rows import RunRow
 from skeino.runs import new_id
@@ -25,7 +25,7 @@ from skeino.testing import ending, started, the_run
 from skeino_asgi import RunTracker
 from skeino_asgi.opening import new_worker_id
 
-SECONDS = 1.0
+SECONDS = 1.0  # shorter than SkeinoSettings allows: here nothing else is busy
 
 
 class Clocks:
@@ -71,7 +71,7 @@ def test_a_failure_ends_it() -> None:
 def test_a_process_that_stood_still_begins_anew() -> None:
     clocks = Clocks()
     clocks.steady_for(100)
-    clocks.go_on(16)
+    clocks.go_on(14)
     clocks.renewed()
     assert clocks.steadiness.seconds() == 0
 
@@ -89,8 +89,8 @@ def test_a_database_whose_clock_jumps_lets_nobody_be_counted_as_dead(jump: int) 
 
 
 def test_whoever_lives_has_renewed_its_lease_before_anybody_steady_looks() -> None:
-    assert 1 + LIMIT + LAST_RETRY + LIMIT < PATIENCE, "the longest attempt and pause, and the attempt after it"
-    assert GAP + LAST_RETRY + 2 * LIMIT < 1, "an outage that the steady did not notice, and the way back from it"
+    assert 1 + LIMIT + LAST_RETRY + LIMIT < PATIENCE, "an attempt that hangs, the longest pause, and another attempt"
+    assert BEAT + GAP + LIMIT + LAST_RETRY < 1, "an outage between two renewals of another's, which noticed nothing"
 
 
 @pytest.fixture
@@ -212,7 +212,7 @@ async def test_the_lease_of_a_closed_event_loop_is_given_up(
     file.close()
 
 
-async def test_a_lease_that_cannot_be_renewed_is_reported_once_and_so_is_its_return(
+async def test_a_heartbeat_that_fails_is_reported_once_and_so_is_its_return(
     store: MetadataStoreProtocol, file: sqlite3.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "skeino")
@@ -223,14 +223,14 @@ async def test_a_lease_that_cannot_be_renewed_is_reported_once_and_so_is_its_ret
         file.execute("ROLLBACK")
 
         async def is_back() -> bool:
-            return any("renewed again" in record.getMessage() for record in caplog.records)
+            return any("well again" in record.getMessage() for record in caplog.records)
 
         await until(is_back)
         assert heartbeat.worker_id == worker_id, "nobody has declared it lost"
     file.close()
-    lines = [record.getMessage() for record in caplog.records if "renewed" in record.getMessage()]
+    lines = [record.getMessage() for record in caplog.records if "The heartbeat" in record.getMessage()]
     assert len(lines) == 2
-    assert "cannot be renewed now: The SQLite file" in lines[0]
+    assert " fails: The SQLite file" in lines[0]
 
 
 async def test_a_lease_that_cannot_be_had_stops_the_opening(
@@ -276,14 +276,14 @@ def settings_of(folder: Path, seconds: float) -> SkeinoSettings:
 
 
 async def test_a_tracker_s_runs_name_the_worker_that_holds_its_lease(tmp_path: Path) -> None:
-    tracker = RunTracker(settings_of(tmp_path, SECONDS))
+    tracker = RunTracker(settings_of(tmp_path, 2))
     async with tracker.lifespan():
         file = sqlite3.connect(tmp_path / "skeino.db", isolation_level=None)
         async with tracker.run(thread_id="t") as run:
             row = await the_run(tracker.metadata_store, run.run_id)
             assert file.execute("SELECT worker_id FROM app_workers").fetchall() == [(row["worker_id"],)]
             assert f"-{os.getpid()}-" in row["worker_id"]
-            await asyncio.sleep(3 * SECONDS)
+            await asyncio.sleep(2.5)
         assert (await the_run(tracker.metadata_store, run.run_id))["status"] == "success"
     assert file.execute("SELECT count(*) FROM app_workers").fetchone() == (0,)
     file.close()
@@ -292,7 +292,7 @@ async def test_a_tracker_s_runs_name_the_worker_that_holds_its_lease(tmp_path: P
 async def test_a_run_that_began_under_a_lost_lease_is_ended_by_its_tracker_in_vain_but_not_forgotten(
     tmp_path: Path,
 ) -> None:
-    tracker = RunTracker(settings_of(tmp_path, SECONDS))
+    tracker = RunTracker(settings_of(tmp_path, 2))
     async with tracker.lifespan():
         file = sqlite3.connect(tmp_path / "skeino.db", isolation_level=None)
         async with tracker.run(thread_id="t") as run:
