@@ -32,7 +32,7 @@ async def measure(place: Place, effort: Effort, progress: Callable[[float], obje
         of_runs = await measured(variants, at_once=at_once, effort=effort, after_turn=after_turn)
     async with savers.savers(place) as found:
         sizes = {
-            (size, way): savers.aput(_text(length))(saver)
+            (size, way): savers.aput(incompressible(length))(saver)
             for size, length in SIZES.items()
             for way, saver in found.items()
         }
@@ -44,7 +44,7 @@ async def measure(place: Place, effort: Effort, progress: Callable[[float], obje
     }
 
 
-def _text(length: int) -> str:
+def incompressible(length: int) -> str:
     """Text that no database can compress to nothing."""
     return base64.b64encode(random.Random(length).randbytes(length)).decode()[:length]
 

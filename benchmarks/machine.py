@@ -11,6 +11,13 @@ DISTRIBUTIONS = {
     "middleware": ("langgraph", "starlette", "asgi-correlation-id", "opentelemetry-instrumentation-asgi"),
     "runs": ("aiosqlite", "psycopg", "psycopg-pool", "pymongo"),
     "savers": SAVERS,
+    "histories": SAVERS,
+    "sizes": (*SAVERS, "psycopg", "pymongo"),
+    "tables": ("aiosqlite", "psycopg", "pymongo"),
+    "served": ("uvicorn", "uvloop", "httptools", "starlette", "langgraph", "langgraph-checkpoint-postgres", "psycopg"),
+    "network": ("langgraph", "langgraph-checkpoint-postgres", "psycopg", "psycopg-pool"),
+    "memory": ("uvicorn", "uvloop", "starlette", "langgraph", "psycopg", "pymongo", "aiosqlite"),
+    "operations": (*SAVERS, "aiosqlite", "psycopg", "pymongo"),
     "growth": (*SAVERS, "aiosqlite", "psycopg", "pymongo"),
 }
 """What each topic's figures depend on."""

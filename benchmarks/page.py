@@ -1,4 +1,4 @@
-"""docs/performance.md and docs/performance.json: a part for each topic, written over when it is measured again."""
+"""docs/performance.json, and what is drawn and written from it: a part for each topic, which measuring makes anew."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks import plots
+
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "performance.md"
+ELSEWHERE = {"sizes": DOCS / "scaling.md"}
+"""Topics whose table is on another page."""
 FIGURES = DOCS / "performance.json"
 END = "<!-- end -->\n"
 
@@ -22,7 +26,7 @@ def written(page: str, topic: str, text: str) -> str:
     before, found, rest = page.partition(begin(topic))
     _, ended, after = rest.partition(END)
     if not found or not ended:
-        raise ValueError(f"{PAGE.name} has no place for {topic}: {begin(topic)}")
+        raise ValueError(f"{page_of(topic).name} has no place for {topic}: {begin(topic)}")
     return before + found + text + END + after
 
 
@@ -30,10 +34,15 @@ def write(results: dict[str, Any], texts: dict[str, str]) -> None:
     """Put these topics into both files, and leave the others as they are."""
     figures = json.loads(FIGURES.read_text()) | results
     FIGURES.write_text(json.dumps(figures, indent=2) + "\n")
-    page = PAGE.read_text()
     for topic, text in texts.items():
-        page = written(page, topic, text)
-    PAGE.write_text(page)
+        page = page_of(topic)
+        page.write_text(written(page.read_text(), topic, text))
+    plots.write(figures)
+
+
+def page_of(topic: str) -> Path:
+    """The page that has the topic's table."""
+    return ELSEWHERE.get(topic, PAGE)
 
 
 # ── What tables have in common ───────────────────────────────────────────────────────────────────────────

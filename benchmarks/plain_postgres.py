@@ -7,7 +7,7 @@ import itertools
 import json
 import re
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -57,18 +57,12 @@ Connections = Callable[[], AbstractAsyncContextManager[AsyncConnection[Any]]]
 
 @asynccontextmanager
 async def variants(place: Place) -> AsyncIterator[dict[str, Variant]]:
-    dsn = await place.with_tables()
-
-    @asynccontextmanager
-    async def new() -> AsyncIterator[AsyncConnection[Any]]:
-        async with await AsyncConnection.connect(dsn) as connection:
-            yield connection
-
+    new = connecting(await place.with_tables())
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(pool_of(await place.with_tables()))
         found: dict[str, Variant] = {
-            "a connection for each operation": _plain(new),
-            "a pool": _plain(pool.connection),
+            "a connection for each operation": stepping(steps(new)),
+            "a pool": stepping(steps(pool.connection)),
         }
         if place.pgbench is not None:
             folder = stack.enter_context(tempfile.TemporaryDirectory())
@@ -81,7 +75,20 @@ def pool_of(dsn: str, **parameters: Any) -> AsyncConnectionPool[AsyncConnection[
     return AsyncConnectionPool(dsn, kwargs=parameters, min_size=10, max_size=10, open=False)
 
 
-def _plain(connections: Connections) -> Variant:
+def connecting(dsn: str) -> Connections:
+    """A new connection each time."""
+
+    @asynccontextmanager
+    async def new() -> AsyncIterator[AsyncConnection[Any]]:
+        async with await AsyncConnection.connect(dsn) as connection:
+            yield connection
+
+    return new
+
+
+def steps(connections: Connections) -> dict[str, Callable[[int], Awaitable[None]]]:
+    """The start and the finish of a run, given its number."""
+
     async def start(number: int) -> None:
         values = rows.beginning(number)
         async with connections() as connection:
@@ -94,7 +101,7 @@ def _plain(connections: Connections) -> Variant:
             await connection.execute(UPDATE_RUN, values)
             await connection.execute(UPDATE_THREAD, values)
 
-    return stepping({"start": start, "finish": finish})
+    return {"start": start, "finish": finish}
 
 
 def _pgbench(pgbench: Path, dsn: str, folder: Path) -> Variant:

@@ -10,7 +10,7 @@ from benchmarks import plain_mongodb, plain_postgres, plain_sqlite, rows
 from benchmarks.page import milliseconds, rate, times
 from benchmarks.servers import Place
 from benchmarks.throughput import Effort, Variant, measured, number_of_turns, stepping
-from skeino.persistence import open_persistence
+from skeino.persistence import MetadataStoreProtocol, open_persistence
 
 AT_ONCE = (1, 32)
 _BEATEN = 1.1  # less is within the spread
@@ -37,17 +37,24 @@ WAYS = {
 async def skeinos(place: Place) -> AsyncIterator[Variant]:
     """Runs tracked in the metadata store that skeino opens."""
     async with open_persistence(place.settings(place.empty())) as persistence:
-        store = persistence.metadata_store
+        yield tracked(persistence.metadata_store)
 
-        async def start(number: int) -> None:
-            await store.start_run(
-                rows.run_id(number), worker_id=rows.WORKER, thread_id=rows.thread_id(number), kwargs=rows.KWARGS
-            )
 
-        async def finish(number: int) -> None:
-            assert await store.finish_run(rows.finish(number))
+def tracked(store: MetadataStoreProtocol, *, first: int = 0) -> Variant:
+    """Runs tracked in this store, their numbers from the first on."""
 
-        yield stepping({"start": start, "finish": finish})
+    async def start(number: int) -> None:
+        await store.start_run(
+            rows.run_id(first + number),
+            worker_id=rows.WORKER,
+            thread_id=rows.thread_id(first + number),
+            kwargs=rows.KWARGS,
+        )
+
+    async def finish(number: int) -> None:
+        assert await store.finish_run(rows.finish(first + number))
+
+    return stepping({"start": start, "finish": finish})
 
 
 async def measure(place: Place, effort: Effort, progress: Callable[[float], object]) -> dict[str, Any]:

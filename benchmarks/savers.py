@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Annotated, Any, TypedDict
+from typing import Any
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver, Checkpoint, CheckpointMetadata, empty_checkpoint
@@ -14,10 +13,10 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.checkpoint.mongodb import MongoDBSaver
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
-from langgraph.graph import END, START, StateGraph
 from psycopg.rows import dict_row
 from pymongo.uri_parser import parse_uri
 
+from benchmarks.graphs import three_nodes
 from benchmarks.page import milliseconds, rate, times
 from benchmarks.plain_postgres import pool_of
 from benchmarks.servers import Place
@@ -36,22 +35,9 @@ STOCK = {
 }
 
 
-class State(TypedDict):
-    words: Annotated[list[str], operator.add]
-
-
-async def word(state: State) -> State:
-    return {"words": ["word"]}
-
-
 def ainvoke(saver: Saver) -> Variant:
     """A graph of three nodes in a row, each time on a thread of its own."""
-    builder = StateGraph(State)
-    for name in "abc":
-        builder.add_node(name, word)
-    for before, after in ((START, "a"), ("a", "b"), ("b", "c"), ("c", END)):
-        builder.add_edge(before, after)
-    graph = builder.compile(checkpointer=saver)
+    graph = three_nodes(saver)
 
     async def step(number: int) -> None:
         await graph.ainvoke({"words": ["first"]}, {"configurable": {"thread_id": f"ainvoke-{number}"}})

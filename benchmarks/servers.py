@@ -32,6 +32,8 @@ class Place:
     """The URI of a new database."""
     pgbench: Path | None = None
     """PostgreSQL's own benchmark, where its installation has it."""
+    folder: Path | None = None
+    """On the disk that is measured on."""
 
     def settings(self, uri: str) -> SkeinoSettings:
         return SkeinoSettings(checkpointer_scheme=self.scheme, checkpointer_uri=uri)
@@ -60,7 +62,9 @@ def data_folder(chosen: Path | None) -> Iterator[Path]:
 @contextmanager
 def place_of(scheme: str, data: Path) -> Iterator[Place]:
     """The scheme's place; a server is started for it, and stopped at the end."""
-    if scheme == "sqlite":
+    if scheme == "memory":
+        yield Place(scheme, "", lambda: "")
+    elif scheme == "sqlite":
         with tempfile.TemporaryDirectory(prefix="sqlite-", dir=data) as folder:
             files = (str(Path(folder) / f"{number}.db") for number in itertools.count(1))
             yield Place(scheme, f"SQLite {sqlite_version}", lambda: next(files))
@@ -74,6 +78,7 @@ def place_of(scheme: str, data: Path) -> Iterator[Place]:
                 f"PostgreSQL {server.version}",
                 server.create_database,
                 pgbench if pgbench and pgbench.exists() else None,
+                folder=data,
             )
     else:
         with mongodb.start_mongodb(mongodb.find_mongodb(local=True), under=data) as mongo:

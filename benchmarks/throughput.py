@@ -38,6 +38,8 @@ class Effort:
     """Of each turn."""
     at_most: int = 512
     """At once."""
+    rows: int = 1_000_000
+    """In the largest table."""
 
 
 def stepping(steps: Mapping[str, Callable[[int], Awaitable[object]]]) -> Variant:

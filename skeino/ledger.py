@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+_NONE: Final[frozenset[tuple[str, str]]] = frozenset()
+"""Pauses: thread and checkpoint (ids sort by time)."""
+
 
 class Ledger:
     """What a run wrote, as the stamping saver saw it; it lands in the run's row when the run ends."""
@@ -14,7 +19,7 @@ class Ledger:
         self.first_checkpoint_id: str | None = None
         """The first checkpoint of the root namespace (ids sort by time)."""
         self.last_checkpoint_id: str | None = None
-        self._pauses: set[tuple[str, str]] = set()  # thread and checkpoint (ids sort by time)
+        self._pauses = _NONE
 
     @property
     def paused(self) -> bool:
@@ -23,7 +28,7 @@ class Ledger:
 
     def paused_on(self, thread_id: str | None) -> bool:
         """Whether the graph of this very thread does."""
-        return any(thread == thread_id for thread, _ in self._pauses)
+        return bool(self._pauses) and any(thread == thread_id for thread, _ in self._pauses)
 
     def wrote(self, thread_id: str, namespace: str, checkpoint_id: str) -> None:
         """Count a checkpoint that the saver has stored. A newer one of its thread ends the thread's pauses."""
@@ -33,9 +38,12 @@ class Ledger:
                 self.first_checkpoint_id = checkpoint_id
             if self.last_checkpoint_id is None or checkpoint_id > self.last_checkpoint_id:
                 self.last_checkpoint_id = checkpoint_id
-            self._pauses -= {(thread, at) for thread, at in self._pauses if thread == thread_id and at < checkpoint_id}
+            if self._pauses:
+                self._pauses -= {
+                    (thread, at) for thread, at in self._pauses if thread == thread_id and at < checkpoint_id
+                }
 
     def interrupted(self, thread_id: str, namespace: str, checkpoint_id: str) -> None:
         """Note that a task of this checkpoint called `interrupt()`; a subgraph's pause shows in its root, too."""
         if namespace == "":
-            self._pauses.add((thread_id, checkpoint_id))
+            self._pauses |= {(thread_id, checkpoint_id)}

@@ -85,6 +85,8 @@ def validate_json_object(value: object, name: str) -> dict[str, Any]:
     """
     if not isinstance(value, Mapping):
         raise InvalidInputError(f"{name} must be a mapping, not {type(value).__name__}.")
+    if not value:
+        return {}  # most are: a run's metadata, say
     budget = [MAX_JSON_BYTES]  # counted down while copying, so that a huge value costs no more than the limit
     copied: dict[str, Any] = _copy_json(value, name, 0, budget)
     if budget[0] < 0:

@@ -54,7 +54,7 @@ def current_span() -> Any:
     if trace is None:
         return None
     span = trace.get_current_span()
-    return span if span.get_span_context().is_valid else None
+    return None if span is trace.INVALID_SPAN or not span.get_span_context().is_valid else span
 
 
 def traceparent_of(span: Any) -> str:
@@ -74,5 +74,9 @@ def describe_span(span: Any, run: Run) -> None:
 
 def correlation_of(run: Run) -> dict[str, str]:
     """What stands in the metadata of the run's row, to be searched for."""
-    found = {"request_id": run.request_id, "trace_id": run.trace_id}
-    return {name: value for name, value in found.items() if value is not None}
+    found = {}
+    if run.request_id is not None:
+        found["request_id"] = run.request_id
+    if (trace_id := run.trace_id) is not None:
+        found["trace_id"] = trace_id
+    return found

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import random
-from typing import Final
+from collections.abc import Awaitable
+from functools import partial
+from typing import Any, Final
 
 from skeino.errors import InvalidInputError, StoreError, ThreadNotFoundError
 from skeino.persistence.protocol import MetadataStoreProtocol
@@ -22,14 +25,19 @@ LAST_RETRY: Final = 5.0
 
 
 class Ends:
-    """The ends that are not written yet: each is tried at once, and then again until it is written."""
+    """The ends that are not written yet: each is tried at once, and then again until it is written.
+
+    A store of ours queues an end when it is asked to, and answers with a future: that takes no task. What needs one is
+    the rest: an end with something to be written before it, a store that is a coroutine function, a failure.
+    """
 
     def __init__(self, store: MetadataStoreProtocol) -> None:
         self._store = store
         self._due: dict[str, End] = {}
-        self._writes: set[asyncio.Task[None]] = set()
+        self._first_attempts: set[asyncio.Future[Any]] = set()
         self._retrying: asyncio.Task[None] | None = None
         self._closed = False
+        self._context = contextvars.Context()  # no request's
 
     def __len__(self) -> int:
         return len(self._due)
@@ -43,32 +51,62 @@ class Ends:
         if self._closed:
             logger.warning("The end of run %s came after the store was closed.", end.finish["run_id"])
             end.lost = True
-            end.written.set()
+            end.mark_written()
             return
         self._due[end.finish["run_id"]] = end
-        task = spawn(self._write(end), "skeino end of run")
-        self._writes.add(task)
-        task.add_done_callback(self._writes.discard)
+        if end.without_row is not None or end.thread_to_attach is not None:
+            self._write_in_a_task(end)
+            return
+        answer = self._asked(end)
+        if not isinstance(answer, asyncio.Future):
+            self._write_in_a_task(end, answer)
+        elif answer.done():
+            self._answered(end, answer)
+        else:
+            self._first_attempts.add(answer)
+            answer.add_done_callback(partial(self._answered, end), context=self._context)
 
     async def settled(self) -> None:
         """Wait until each end in the queue has been tried."""
-        while self._writes:
-            await asyncio.wait(list(self._writes))
+        while self._first_attempts:
+            await asyncio.wait(list(self._first_attempts))
 
     async def drain(self) -> None:
         """Write what is due, each once more, and leave what the store does not take."""
         if self._retrying is not None:
             self._retrying.cancel()
         await self.settled()
-        for end in list(self._due.values()):  # its task was cancelled, or the store was away
+        for end in list(self._due.values()):  # its first attempt was cancelled, or the store was away
             await self._settle(end)
 
     def close(self) -> None:
         """Take no more: the store is about to be closed."""
         self._closed = True
 
-    async def _write(self, end: End) -> None:
-        if not await self._settle(end) and self._retrying is None:
+    def _asked(self, end: End) -> Awaitable[bool]:
+        try:
+            return self._store.finish_run(end.finish)
+        except Exception as exc:
+            failure: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+            failure.set_exception(exc)
+            return failure
+
+    def _answered(self, end: End, answer: asyncio.Future[bool]) -> None:
+        self._first_attempts.discard(answer)
+        if answer.cancelled():
+            return  # with the event loop: draining tries it again
+        if answer.exception() is None:
+            self._written(end, answer.result())
+        else:
+            self._write_in_a_task(end, answer)  # which sees to what went wrong
+
+    def _write_in_a_task(self, end: End, answer: Awaitable[bool] | None = None) -> None:
+        task = spawn(self._write(end, answer), "skeino end of run")
+        self._first_attempts.add(task)
+        task.add_done_callback(self._first_attempts.discard)
+
+    async def _write(self, end: End, answer: Awaitable[bool] | None) -> None:
+        if not await self._settle(end, answer) and self._retrying is None:
             self._retrying = spawn(self._retry(), "skeino ends of runs")
 
     async def _retry(self) -> None:
@@ -88,38 +126,45 @@ class Ends:
         finally:
             self._retrying = None
 
-    async def _settle(self, end: End) -> bool:
-        """Write one end; False if that is worth another attempt."""
-        store = self._store
-        run_id = end.finish["run_id"]
+    async def _settle(self, end: End, answer: Awaitable[bool] | None = None) -> bool:
+        """Write one end; False if that is worth another attempt.
+
+        Args:
+            end: the end.
+            answer: the store's, where it has been asked already.
+        """
         try:
-            if end.without_row is not None:
-                await self._begin(end.without_row, end.finish["worker_id"])
-                end.without_row = None
-            if end.thread_to_attach is not None:
-                try:
-                    await store.attach_thread(run_id, end.thread_to_attach, owner=end.owner)
-                except (ThreadNotFoundError, InvalidInputError):
-                    logger.warning("Run %s chose a thread of another owner: it ends without it.", run_id)
-                end.thread_to_attach = None
-            if not await store.finish_run(end.finish):
-                logger.info("The end of run %s changed nothing: its row had ended already, or is gone.", run_id)
+            if answer is None:
+                await self._write_what_comes_before(end)
+                answer = self._store.finish_run(end.finish)
+            self._written(end, await answer)
         except InvalidInputError as exc:
             if end.reduced:
-                logger.error("The end of run %s cannot be written: %s", run_id, exc)
+                logger.error("The end of run %s cannot be written: %s", end.finish["run_id"], exc)
                 self._forget(end)
                 return True
-            logger.error("The end of run %s is written without its details: %s", run_id, exc)
+            logger.error("The end of run %s is written without its details: %s", end.finish["run_id"], exc)
             end.reduce()
             return await self._settle(end)
         except StoreError as exc:
-            logger.warning("The end of run %s is not written yet: %s", run_id, exc)
+            logger.warning("The end of run %s is not written yet: %s", end.finish["run_id"], exc)
             return False
         except Exception:  # a bug in a store of somebody's own must not lose the others' ends
-            logger.exception("The end of run %s is not written yet.", run_id)
+            logger.exception("The end of run %s is not written yet.", end.finish["run_id"])
             return False
-        self._forget(end)
         return True
+
+    async def _write_what_comes_before(self, end: End) -> None:
+        run_id = end.finish["run_id"]
+        if end.without_row is not None:
+            await self._begin(end.without_row, end.finish["worker_id"])
+            end.without_row = None
+        if end.thread_to_attach is not None:
+            try:
+                await self._store.attach_thread(run_id, end.thread_to_attach, owner=end.owner)
+            except (ThreadNotFoundError, InvalidInputError):
+                logger.warning("Run %s chose a thread of another owner: it ends without it.", run_id)
+            end.thread_to_attach = None
 
     async def _begin(self, run: Run, worker_id: str) -> None:
         try:
@@ -128,15 +173,21 @@ class Ends:
             logger.warning("Run %s chose a thread of another owner: it is kept without it.", run.run_id)
             await write_row(run, self._store, worker_id, with_thread=False)
 
+    def _written(self, end: End, changed: bool) -> None:
+        if not changed:
+            message = "The end of run %s changed nothing: its row had ended already, or is gone."
+            logger.info(message, end.finish["run_id"])
+        self._forget(end)
+
     def _forget(self, end: End) -> None:
         self._due.pop(end.finish["run_id"], None)
-        end.written.set()
+        end.mark_written()
 
 
 class End:
     """How a run ended, on its way to the store."""
 
-    __slots__ = ("finish", "lost", "owner", "reduced", "thread_to_attach", "without_row", "written")
+    __slots__ = ("_waiting", "finish", "is_written", "lost", "owner", "reduced", "thread_to_attach", "without_row")
 
     def __init__(
         self, finish: RunFinish, *, thread_to_attach: str | None, owner: str | None, without_row: Run | None
@@ -147,7 +198,22 @@ class End:
         self.without_row = without_row  # a run that was used, but whose row is not written yet
         self.lost = False  # it came too late
         self.reduced = False
-        self.written = asyncio.Event()
+        self.is_written = False
+        """The store has it, or will never take it."""
+        self._waiting: asyncio.Event | None = None  # for whoever waits, which few do
+
+    async def written(self) -> None:
+        """Wait until it is written."""
+        if not self.is_written:
+            if self._waiting is None:
+                self._waiting = asyncio.Event()
+            await self._waiting.wait()
+
+    def mark_written(self) -> None:
+        """Tell whoever waits."""
+        self.is_written = True
+        if self._waiting is not None:
+            self._waiting.set()
 
     def reduce(self) -> None:
         """Keep the status alone, of an end whose details no store can hold."""

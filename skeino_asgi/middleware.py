@@ -42,6 +42,7 @@ TRACE_HEADER: Final = b"traceparent"
 UNTRACKED_METHODS: Final = frozenset({"HEAD", "OPTIONS"})
 READING_METHODS: Final = frozenset({"GET", "DELETE"})
 """They create no thread, and do not make it busy."""
+USUAL_METHODS: Final = READING_METHODS | {"POST", "PUT", "PATCH"}
 
 _SCOPE_KEY: Final = "skeino.middleware"  # in the scope: the one that has seen the request already
 
@@ -262,15 +263,9 @@ class RunMiddleware:
             traceparent = traceparent_of(span)
         method = scope.get("method", "WEBSOCKET")
         path = path_below_root(scope) if scope.get("root_path") else scope["path"]
-        run = opening.begin(
-            thread_id,
-            owner=owner,
-            guarded=self._owner is not None,
-            creates_thread=method not in READING_METHODS,
-            request_id=request_id,
-            traceparent=traceparent,
-            describe=partial(_description, method, path),
-        )
+        creates_thread, guarded = method not in READING_METHODS, self._owner is not None
+        describe = partial(_description, method, path)
+        run = opening.begin(thread_id, owner, guarded, creates_thread, request_id, traceparent, describe)
         if span is not None:
             describe_span(span, run)
         return run
@@ -328,4 +323,6 @@ async def _resolved(resolver: Resolver, connection: HTTPConnection) -> str | Non
 
 def _description(method: str, path: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a run's row keeps of its request."""
-    return {}, {"method": scrubbed(method, limit=20), "path": scrubbed(path, limit=1000)}
+    if method not in USUAL_METHODS:
+        method = scrubbed(method, limit=20)
+    return {}, {"method": method, "path": scrubbed(path, limit=1000)}

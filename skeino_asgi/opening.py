@@ -100,7 +100,6 @@ class Opening:
     def begin(
         self,
         thread_id: str | None,
-        *,
         owner: str | None,
         guarded: bool,
         creates_thread: bool,
@@ -126,7 +125,8 @@ class Opening:
         """
         if self.closing:
             raise _shutting_down()
-        # By position, in the order above: by name it takes 0.3 µs more, of the 6 that a request costs here.
+        # By position, in the order above, as the middleware calls this: by name both take 0.3 µs more, of the 6 that a
+        # request costs here.
         run = Run(thread_id, owner, guarded, creates_thread, request_id, traceparent, self._store, self.loop)
         run.write_row, run.describe = self._write_row_on_use, describe
         self._active.add(run)  # before it is written: closing must know of it
@@ -185,26 +185,24 @@ class Opening:
         if run.write_row is not None and not run.used:
             run.outcome = outcome  # a task that outlives the request may use it yet
             return None
-        end = End(
-            RunFinish(
-                run_id=run.run_id,
-                worker_id=run.worker_id or self.worker_id,
-                status=outcome.status,
-                finished_at=datetime.now(UTC),
-                thread_id=run.thread_id,
-                thread_status=thread_status_after(run, outcome.status),
-                error=outcome.error,
-                http_status=outcome.http_status,
-                metadata=_storable_metadata(run),
-                checkpoint_count=run.ledger.checkpoint_count,
-                first_checkpoint_id=run.ledger.first_checkpoint_id,
-                last_checkpoint_id=run.ledger.last_checkpoint_id,
-                paused=run.ledger.paused_on(run.thread_id),
-            ),
-            thread_to_attach=run.thread_to_attach,
-            owner=run.owner,
-            without_row=None if run.write_row is None else run,
-        )
+        ledger = run.ledger
+        finish: RunFinish = {
+            "run_id": run.run_id,
+            "worker_id": run.worker_id or self.worker_id,
+            "status": outcome.status,
+            "finished_at": datetime.now(UTC),
+            "thread_id": run.thread_id,
+            "thread_status": thread_status_after(run, outcome.status),
+            "error": outcome.error,
+            "http_status": outcome.http_status,
+            "metadata": _storable_metadata(run),
+            "checkpoint_count": ledger.checkpoint_count,
+            "first_checkpoint_id": ledger.first_checkpoint_id,
+            "last_checkpoint_id": ledger.last_checkpoint_id,
+            "paused": ledger.paused_on(run.thread_id),
+        }
+        without_row = None if run.write_row is None else run
+        end = End(finish, thread_to_attach=run.thread_to_attach, owner=run.owner, without_row=without_row)
         self._ends.add(end)
         return end
 

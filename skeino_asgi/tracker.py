@@ -165,10 +165,10 @@ class TrackedRun:
         assert end is not None  # its row is there
         with suppress(TimeoutError):
             async with asyncio.timeout(FINISH_PATIENCE):
-                await end.written.wait()
+                await end.written()
         if exc is None and end.lost:
             raise StoreUnavailableError(f"The end of run {self._run.run_id} came after the tracker was closed.")
-        if exc is None and not end.written.is_set():
+        if exc is None and not end.is_written:
             raise StoreUnavailableError(
                 f"The end of run {self._run.run_id} is not written yet: it is tried again while the process lives."
             )

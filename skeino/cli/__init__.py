@@ -11,6 +11,7 @@ import sys
 import typer
 
 from skeino.cli.copy import copy
+from skeino.cli.schema import schema
 from skeino.errors import ConfigurationError, SkeinoError
 
 app = typer.Typer(
@@ -21,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("copy", context_settings={"allow_extra_args": True})(copy)
+app.command("schema", context_settings={"allow_extra_args": True})(schema)
 
 
 @app.callback()

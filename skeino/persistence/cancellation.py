@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable
 from contextlib import suppress
-from typing import Any, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
 
 
-async def to_its_end(operation: Coroutine[Any, Any, T]) -> T:
+async def to_its_end(operation: Awaitable[T]) -> T:
     """The operation's result; a cancellation of the caller, or several, is raised when the operation is over."""
     task = asyncio.ensure_future(operation)
     try:

@@ -23,8 +23,6 @@ MAX_BATCH: Final = 256
 MAX_WAITING: Final = 10_000
 """Writes that may wait; more are refused at once, so that a slow database does not fill the memory."""
 
-_NO_REQUEST: Final = contextvars.Context()
-
 
 class GroupCommit(Generic[Write]):
     """One writer for one database: it writes batches one after the other, in the order in which the writes came.
@@ -55,6 +53,7 @@ class GroupCommit(Generic[Write]):
         self._deadlines: dict[asyncio.Future[Any], float] = {}  # the next first
         self._timer: asyncio.TimerHandle | None = None  # one for all: a timer for each would cost more than the rest
         self._writer: asyncio.Task[None] | None = None
+        self._context = contextvars.Context()  # no request's; its own, for none is entered in two threads at once
         self._closed = False
 
     async def write(self, write: Write) -> Any:
@@ -84,9 +83,9 @@ class GroupCommit(Generic[Write]):
         if self._patience is not None:
             self._deadlines[answer] = deadline = loop.time() + self._patience
             if self._timer is None:
-                self._timer = loop.call_at(deadline, self._give_up, context=_NO_REQUEST)
+                self._timer = loop.call_at(deadline, self._give_up, context=self._context)
         if self._writer is None:
-            self._writer = loop.create_task(self._write_all(), name="skeino writer", context=contextvars.Context())
+            self._begin()
         return answer
 
     async def close(self) -> None:
@@ -97,13 +96,20 @@ class GroupCommit(Generic[Write]):
         if self._timer is not None and not self._deadlines:
             self._timer.cancel()
 
+    def _begin(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._writer = loop.create_task(self._write_all(), name="skeino writer", context=contextvars.Context())
+        self._writer.add_done_callback(self._is_over, context=self._context)
+
+    def _is_over(self, writer: asyncio.Task[None]) -> None:
+        self._writer = None
+        if self._waiting:  # it was cancelled, with the event loop say, but not those that wait for these
+            self._begin()
+
     async def _write_all(self) -> None:
-        try:
-            while self._waiting:
-                batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._max_batch))]
-                await self._answer(batch)
-        finally:
-            self._writer = None
+        while self._waiting:
+            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._max_batch))]
+            await self._answer(batch)
 
     async def _answer(self, batch: list[tuple[Write, asyncio.Future[Any]]]) -> None:
         try:
@@ -116,7 +122,7 @@ class GroupCommit(Generic[Write]):
                 raise
         for (_, future), answer in zip(batch, answers, strict=True):
             if isinstance(answer, asyncio.Future):
-                answer.add_done_callback(partial(self._answered_late, future), context=_NO_REQUEST)
+                answer.add_done_callback(partial(self._answered_late, future), context=self._context)
             else:
                 self._answered(future, answer)
 
@@ -140,7 +146,7 @@ class GroupCommit(Generic[Write]):
         loop = asyncio.get_running_loop()
         for future, deadline in list(self._deadlines.items()):
             if deadline > loop.time():
-                self._timer = loop.call_at(deadline, self._give_up, context=_NO_REQUEST)
+                self._timer = loop.call_at(deadline, self._give_up, context=self._context)
                 return
             problem = f"{self._place} did not answer in time."
             self._answered(future, StoreUnavailableError(problem, maybe_done=True))

@@ -13,7 +13,7 @@ All implementations pass the same test-suite, so what is said here holds on each
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, Protocol, TypedDict, Unpack, runtime_checkable
 
@@ -139,8 +139,11 @@ class MetadataStoreProtocol(Protocol):
         """
         ...
 
-    async def finish_run(self, finish: RunFinish) -> bool:
+    def finish_run(self, finish: RunFinish) -> Awaitable[bool]:
         """Write how the run ended, and its thread's status with it, in one transaction.
+
+        A coroutine function will do. A function that queues it before it returns, and returns a future, saves the
+        middleware a task for each request.
 
         Returns:
             True if this call, or an earlier one of the same `finish`, ended the run. False if it was too

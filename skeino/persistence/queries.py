@@ -178,7 +178,7 @@ def checked_finish(finish: RunFinish) -> RunFinish:
     Raises:
         InvalidInputError: a value is not storable, or the status is not a terminal one.
     """
-    if not isinstance(cast("object", finish), Mapping) or set(finish) != set(RunFinish.__annotations__):
+    if not isinstance(cast("object", finish), Mapping) or finish.keys() != RunFinish.__required_keys__:
         raise InvalidInputError("finish must be a RunFinish, with all of its fields.")
     checked = finish.copy()
     validate_run_id(finish["run_id"])
@@ -250,9 +250,9 @@ def checked_ttl_change(ttl: ThreadTTL | Literal["keep"] | None) -> ThreadTTL | L
 
 def _refuse_unknown(given: Mapping[str, Any], known: frozenset[str]) -> None:
     """What Python does for named parameters: a misspelt condition would match everything."""
-    for name in given:
-        if name not in known:
-            raise TypeError(f"there is no argument {name!r}: known are {', '.join(sorted(known))}")
+    if not given.keys() <= known:
+        name = next(name for name in given if name not in known)
+        raise TypeError(f"there is no argument {name!r}: known are {', '.join(sorted(known))}")
 
 
 def _statuses(status: str | Collection[str] | None, known: tuple[str, ...]) -> tuple[str, ...] | None:

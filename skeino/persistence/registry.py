@@ -214,6 +214,25 @@ def forgets_rows(scheme: str) -> bool:
     return scheme not in _BUILT_IN or (_BUILT_IN[scheme].durable and not _BUILT_IN[scheme].has_store)
 
 
+def schema_of(scheme: str) -> Any:
+    """The backend of a normalised scheme whose database has a versioned schema: `read_schema`, `schema_script`.
+
+    Raises:
+        ConfigurationError: it has none that skeino makes.
+        MissingDriverError: its extra is not installed.
+    """
+    if is_built_in(scheme) and _BUILT_IN[scheme].durable and _BUILT_IN[scheme].has_store:
+        return _load(scheme)
+    why = {
+        "memory": "keeps nothing beyond its process",
+        "redis": "has indexes that LangGraph's saver makes at start-up",
+    }.get(scheme, "is not one of skeino's own")
+    raise ConfigurationError(
+        f"The scheme {scheme[:40]!r} has no schema to set up, as it {why}: set SKEINO_CHECKPOINTER_SCHEME to sqlite, "
+        "postgres or mongodb."
+    )
+
+
 def is_built_in(scheme: str) -> bool:
     """Whether a normalised scheme is skeino's own, and has not been replaced."""
     return scheme in _BUILT_IN and scheme not in _checkpointers

@@ -49,6 +49,11 @@ async def finished(store: MetadataStoreProtocol, thread_id: str | None = None, *
     return run_id
 
 
+async def ended_in_turn(store: MetadataStoreProtocol, finish: RunFinish) -> bool:
+    """As `finish_run`, which may queue the end when it is called: this does so when it is its turn to run."""
+    return await store.finish_run(finish)
+
+
 async def the_run(store: MetadataStoreProtocol, run_id: str) -> RunRow:
     """The run's row, which must be there."""
     row = await store.get_run(run_id)

@@ -99,8 +99,8 @@ async def test_an_end_that_is_refused_for_ever_holds_up_no_other(moody: Moody, m
         await asyncio.sleep(0)
         away[0] = False
         async with asyncio.timeout(5):
-            await ends[1].written.wait()
-        assert not ends[0].written.is_set()
+            await ends[1].written()
+        assert not ends[0].is_written
         monkeypatch.undo()
 
 
@@ -132,7 +132,7 @@ async def test_an_end_that_is_written_while_it_is_being_retried_stops_no_other(
             await asyncio.sleep(0.1)
             monkeypatch.undo()
             assert end is not None
-            await end.written.wait()
+            await end.written()
 
 
 async def test_one_end_that_fails_at_shutdown_holds_up_no_other(moody: Moody) -> None:

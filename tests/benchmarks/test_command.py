@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.__main__ import DATABASES, PLACES
 from benchmarks.middleware import VARIANTS
 from benchmarks.page import begin, written
+from benchmarks.servers import SCHEMES
 from tests.servers import mongodb, postgres
 from tests.servers.process import ServerUnavailableError
 
@@ -48,7 +50,7 @@ def test_it_prints_tables() -> None:
     "scheme",
     [
         "sqlite",
-        pytest.param("postgres", marks=[pytest.mark.postgres, pytest.mark.slow]),
+        pytest.param("postgres", marks=[pytest.mark.postgres, pytest.mark.slow, pytest.mark.timeout(300)]),
         pytest.param("mongodb", marks=[pytest.mark.mongodb, pytest.mark.slow]),
     ],
 )
@@ -66,11 +68,28 @@ def test_it_measures_databases_on_a_disk(scheme: str, tmp_path: Path) -> None:
 
     assert run.returncode == 0, run.stderr
     result = json.loads(run.stdout)
-    figures = {topic: figures_in(result[topic]["schemes"][scheme]) for topic in ("runs", "savers", "growth")}
-    assert {topic: len(found) for topic, found in figures.items()} == {"runs": 8, "savers": 9, "growth": 12}
+    topics = [topic for topic in DATABASES if scheme in PLACES.get(topic, SCHEMES)]
+    figures = {topic: figures_in(result[topic]["schemes"][scheme]) for topic in topics}
+    assert set(result) == {"middleware", *topics}
+    expected = {"runs": 8, "savers": 9, "operations": 18, "growth": 12, "served": 10, "network": 8, "memory": 8}
+    expected |= {"tables": 2 * 20, "histories": 6, "sizes": 0}
+    assert {topic: len(found) for topic, found in figures.items()} == {topic: expected[topic] for topic in topics}
+    figures.pop("memory")  # so few runs are lost among the pages that come and go
     assert all(figure["median"] > 0 for found in figures.values() for figure in found)
+    each = result["sizes"]["schemes"][scheme]["each"]
+    assert all(
+        one[name] > 0 for numbers in each.values() for one in numbers.values() for name in one if name != "commits"
+    )
+    if scheme == "postgres":  # what comes at once shares commits
+        assert each["a run"]["32"]["commits"] < 1 < each["a run"]["1"]["commits"]
     assert result["runs"]["flush_in_microseconds"] > 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_topic_is_refused_where_it_is_not_measured() -> None:
+    run = benchmarks("served", "--scheme", "mongodb")
+    assert run.returncode == 2
+    assert "served is measured on postgres" in run.stderr
 
 
 def test_what_was_taken_quickly_is_not_written() -> None:

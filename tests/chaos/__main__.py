@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.table import Table
 
-from tests.chaos import blocked, kills, restarts, stops
+from tests.chaos import blocked, cold_starts, kills, restarts, stops
 from tests.servers.process import ServerUnavailableError
 
 
@@ -25,6 +25,7 @@ class Harness(Protocol):
 
 
 HARNESSES: dict[str, Harness] = {
+    "cold-starts": cold_starts,
     "kills": kills,
     "stops": stops,
     "restarts": restarts,

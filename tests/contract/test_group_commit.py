@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -122,6 +124,38 @@ async def test_a_batch_inherits_no_callers_context() -> None:
     assert await disk.group.write(1) == 10  # the disk looks
 
 
+async def test_what_is_queued_is_written_though_nobody_waits_yet() -> None:
+    disk = Disk()
+    answers = [disk.group.enqueue(number) for number in (1, -2, 3)]
+    await asyncio.wait(answers)
+    assert disk.batches == [[1, -2, 3]]
+    assert [answers[0].result(), type(answers[1].exception()), answers[2].result()] == [10, ValueError, 30]
+
+
+async def test_when_the_writer_is_cancelled_what_waits_is_written() -> None:
+    disk = Disk(max_batch=1)
+    disk.turn.clear()
+    first, *others = [disk.group.enqueue(number) for number in (1, 2, 3)]
+    await asyncio.sleep(0.01)
+    assert disk.group._writer is not None
+    disk.group._writer.cancel()
+    disk.turn.set()
+    async with asyncio.timeout(1):
+        assert await asyncio.gather(*others) == [20, 30]
+    assert first.cancelled()
+
+
+async def test_when_the_writer_is_cancelled_before_it_begins_all_is_written() -> None:
+    disk = Disk()
+    answer = disk.group.enqueue(1)
+    assert disk.group._writer is not None
+    disk.group._writer.cancel()
+    async with asyncio.timeout(1):
+        assert await answer == 10
+    assert await disk.group.write(2) == 20
+    await disk.group.close()
+
+
 def test_the_end_of_the_event_loop_leaves_nobody_waiting() -> None:
     async def main() -> None:
         disk = Disk()
@@ -132,6 +166,28 @@ def test_the_end_of_the_event_loop_leaves_nobody_waiting() -> None:
     abandoned: list[asyncio.Task[Any]] = []
     asyncio.run(main())
     assert abandoned[0].cancelled()
+
+
+def test_event_loops_in_several_threads_leave_nobody_waiting() -> None:
+    async def answered_later(numbers: Sequence[int]) -> list[Any]:
+        await asyncio.sleep(0)
+        return [asyncio.ensure_future(asyncio.sleep(0, number)) for number in numbers]
+
+    async def main() -> None:
+        group: GroupCommit[int] = GroupCommit(answered_later, "The disk", patience=5)
+        for _ in range(50):
+            answers = [group.enqueue(number) for number in range(100)]
+            async with asyncio.timeout(5):
+                assert await asyncio.gather(*answers) == list(range(100))
+
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            for over in [threads.submit(asyncio.run, main()) for _ in range(4)]:
+                over.result()
+    finally:
+        sys.setswitchinterval(usual)
 
 
 # ── On a real file ───────────────────────────────────────────────────────────────────────────────────────

@@ -20,6 +20,7 @@ from skeino.persistence.mongodb.run_writes import RunWrites
 from skeino.persistence.queries import checked_finish, new_run, new_thread
 from skeino.runs import new_id
 from skeino.testing import T0, WORKER, at, ending, everything, started, the_run, the_thread
+from skeino.testing.making import ended_in_turn
 from tests.contract.backends import CLIENT, MONGODB, MOTOR
 from tests.contract.test_mongodb_server import failing, settings_for
 from tests.servers.mongodb import LocalMongoServer
@@ -177,9 +178,9 @@ async def test_start_attachment_and_end_of_one_run_in_one_batch(
     answers: Any = await asyncio.gather(
         started(store, run_id=run_id, created_at=T0),
         store.attach_thread(run_id, "t", owner=None),
-        store.finish_run(ending(run_id, thread_status="interrupted")),
-        store.finish_run(ending(run_id, thread_status="interrupted")),
-        store.finish_run(ending(run_id, status="error")),
+        ended_in_turn(store, ending(run_id, thread_status="interrupted")),
+        ended_in_turn(store, ending(run_id, thread_status="interrupted")),
+        ended_in_turn(store, ending(run_id, status="error")),
     )
     assert batches == [5]
     assert answers == [run_id, None, True, True, False]
@@ -225,7 +226,7 @@ async def test_after_a_refusal_the_writes_of_one_run_keep_their_order(
 ) -> None:
     def life(run_id: str) -> list[Any]:
         attachment = store.attach_thread(run_id, f"t-{run_id}", owner=None)
-        return [started(store, run_id=run_id), attachment, store.finish_run(ending(run_id))]
+        return [started(store, run_id=run_id), attachment, ended_in_turn(store, ending(run_id))]
 
     ids = [new_id() for _ in range(30)]
     with refusing(module_mongodb, {"worker_id": {"$ne": "refused"}}):
@@ -299,11 +300,11 @@ async def test_what_somebody_changes_after_it_was_read_is_read_again(
     batches.clear()
     lives = new_id()
     answers: Any = await asyncio.gather(
-        store.finish_run(ending(ends)),
-        store.finish_run(ending(loses)),
+        ended_in_turn(store, ending(ends)),
+        ended_in_turn(store, ending(loses)),
         started(store, "new", owner="bob"),
         started(store, "t", run_id=lives),
-        store.finish_run(ending(lives, http_status=204)),
+        ended_in_turn(store, ending(lives, http_status=204)),
         return_exceptions=True,
     )
     assert batches == [5]

@@ -460,6 +460,18 @@ async def test_a_cancelled_start_is_whole_without_transactions(alone: MetadataSt
         assert (await alone.get_thread(f"t-{run_id}") is None) is (await alone.get_run(run_id) is None)
 
 
+async def test_a_cancelled_end_is_whole_without_transactions(alone: MetadataStoreProtocol) -> None:
+    ids = [await started(alone, f"t-{number}") for number in range(20)]
+    for number, run_id in enumerate(ids):
+        end = asyncio.ensure_future(alone.finish_run(ending(run_id, thread_status="interrupted")))
+        await asyncio.sleep(0.0005 * number)
+        end.cancel()
+    async with asyncio.timeout(10):
+        while await alone.search_threads(status=["idle", "busy"]):
+            await asyncio.sleep(0.01)
+    assert {row["status"] for row in await alone.search_runs()} == {"success"}
+
+
 def database_of(persistence: Persistence) -> Any:
     assert isinstance(persistence.metadata_store, MongoMetadataStore)
     return persistence.metadata_store._database

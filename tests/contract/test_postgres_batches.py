@@ -18,6 +18,7 @@ from skeino.persistence.postgres.writer import Fetch
 from skeino.persistence.rows import RunFinish
 from skeino.runs import new_id
 from skeino.testing import WORKER, at, ending, everything, started, the_run, the_thread
+from skeino.testing.making import ended_in_turn
 from tests.contract.backends import empty
 
 
@@ -157,7 +158,7 @@ async def test_steps_of_one_run_keep_their_order_in_a_batch(store: MetadataStore
         calls += [
             started(store, run_id=run_id),
             store.attach_thread(run_id, f"t {run_id}", owner=None),
-            store.finish_run(ending(run_id)),
+            ended_in_turn(store, ending(run_id)),
             store.attach_thread(run_id, "too late", owner=None),
         ]
     answers = await asyncio.gather(*calls)
@@ -270,7 +271,7 @@ async def test_a_locked_row_keeps_no_neighbour_waiting(store: MetadataStore, mod
     with psycopg.connect(module_database) as other:
         other.execute("SELECT FROM app_threads WHERE thread_id = 't5' FOR UPDATE")
         begin = time.monotonic()
-        ends = [asyncio.create_task(store.finish_run(ending(run_id))) for run_id in ids]
+        ends = [asyncio.ensure_future(store.finish_run(ending(run_id))) for run_id in ids]
         assert await asyncio.gather(*(end for end in ends if end is not ends[5])) == [True] * 19
         for _ in range(3):
             await started(store, "another")
@@ -293,7 +294,7 @@ async def test_steps_of_one_run_keep_their_order_while_one_is_held_up(
         other.execute("SELECT FROM app_threads WHERE thread_id = 't' FOR UPDATE")
         start = asyncio.create_task(started(store, "t", run_id=run_id))
         await asyncio.sleep(0.4)
-        end = asyncio.create_task(store.finish_run(ending(run_id)))
+        end = asyncio.ensure_future(store.finish_run(ending(run_id)))
         others = [started(store, f"o{number}") for number in range(5)]
         await asyncio.gather(*others)
         assert not start.done()
@@ -363,7 +364,7 @@ async def test_runs_are_interrupted_after_those_that_came_before(store: Metadata
     *_, number, _ = await asyncio.gather(
         started(store, run_id=before),
         started(store, run_id=ended),
-        store.finish_run(ending(ended)),
+        ended_in_turn(store, ending(ended)),
         store.interrupt_runs(WORKER, {"code": "c", "type": None, "message": "m"}),
         started(store, run_id=after),
     )

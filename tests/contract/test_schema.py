@@ -14,6 +14,7 @@ from pymongo.database import Database
 from skeino import SkeinoSettings
 from skeino.errors import SchemaError
 from skeino.persistence import open_persistence
+from skeino.persistence.schema import read_schema
 from skeino.testing import finished, the_run
 from tests.contract.backends import SQL, settings_of
 
@@ -50,12 +51,13 @@ def mongodb(settings: SkeinoSettings) -> Iterator[Database[Any]]:
         yield client.get_default_database()
 
 
-def set_version(settings: SkeinoSettings, version: int) -> None:
+def set_version(settings: SkeinoSettings, version: int, compatible_from: int) -> None:
     if settings.checkpointer_scheme == "mongodb":
         with mongodb(settings) as database:
-            database["app_schema"].update_one({}, {"$set": {"version": version}})
+            recorded = {"version": version, "compatible_from": compatible_from}
+            database["app_schema"].update_one({}, {"$set": recorded})
     else:
-        execute(settings, f"UPDATE app_schema SET version = {version}")
+        execute(settings, f"UPDATE app_schema SET version = {version}, compatible_from = {compatible_from}")
 
 
 async def test_a_prepared_database_needs_no_set_up(durable_settings: SkeinoSettings) -> None:
@@ -79,19 +81,33 @@ async def test_opening_again_and_again_leaves_one_version(durable_settings: Skei
     execute(durable_settings, "DROP INDEX one_row")
 
 
-async def test_a_schema_newer_than_the_code_is_refused(durable_settings: SkeinoSettings) -> None:
+async def test_a_schema_newer_than_the_code_and_not_compatible_is_refused(durable_settings: SkeinoSettings) -> None:
     async with open_persistence(durable_settings) as persistence:
         await finished(persistence.metadata_store, "t")
-    set_version(durable_settings, 99)
+    set_version(durable_settings, 99, 98)
     try:
         for settings in (durable_settings, without_setup(durable_settings)):
             with pytest.raises(SchemaError, match=r"version 99.* knows 1.*newer"):
                 async with open_persistence(settings):
                     pass
     finally:
-        set_version(durable_settings, 1)
+        set_version(durable_settings, 1, 1)
     async with open_persistence(durable_settings) as persistence:
         assert len(await persistence.metadata_store.search_runs()) == 1
+
+
+async def test_a_schema_newer_than_the_code_and_compatible_is_used(durable_settings: SkeinoSettings) -> None:
+    async with open_persistence(durable_settings):
+        pass
+    set_version(durable_settings, 99, 1)
+    try:
+        for settings in (durable_settings, without_setup(durable_settings)):
+            async with open_persistence(settings) as persistence:
+                await finished(persistence.metadata_store, "t")
+        state = await read_schema(durable_settings)
+        assert (state.version, state.compatible_from) == (99, 1)
+    finally:
+        set_version(durable_settings, 1, 1)
 
 
 async def test_an_older_schema_is_brought_up_to_date_only_by_the_set_up(durable_settings: SkeinoSettings) -> None:

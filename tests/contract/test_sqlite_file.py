@@ -124,10 +124,21 @@ async def test_many_who_wait_for_a_lock_wait_no_longer_than_one(tmp_path: Path) 
         await finished(persistence.metadata_store, "t")
 
 
-async def test_opening_a_locked_file_fails_in_time(tmp_path: Path) -> None:
+async def test_a_file_that_has_all_is_opened_while_another_process_writes(tmp_path: Path) -> None:
     path = tmp_path / "skeino.db"
     async with open_persistence(settings_for(path)):
         pass
+    with locked(path):
+        async with open_persistence(settings_for(path, busy_timeout=0.5)) as persistence:
+            assert await persistence.metadata_store.search_runs() == []
+
+
+async def test_setting_up_a_locked_file_fails_in_time(tmp_path: Path) -> None:
+    path = tmp_path / "skeino.db"
+    async with open_persistence(settings_for(path)):
+        pass
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript("DROP TABLE app_runs; DROP TABLE app_threads; DROP TABLE app_schema")
     with locked(path):
         begin = time.monotonic()
         with pytest.raises(StoreUnavailableError, match="SQLITE_BUSY"):

@@ -21,11 +21,13 @@ from skeino.cli import app
 from skeino.persistence import CheckpointerSpec, open_persistence
 from skeino.persistence.mongodb.clients import address_of
 from skeino.persistence.rows import RunError
+from skeino.persistence.versions import SchemaState
 from skeino_asgi import RunTracker
 from tests.asgi.conftest import answering
 from tests.docs.blocks import ROOT, blocks_of, exported, run_python
 from tests.http_client import httpx
 from tests.servers.postgres import LocalPostgresServer, with_parameters
+from tests.startup.test_schema_command import run as skeino_schema
 
 
 async def test_persistence(capsys: pytest.CaptureFixture[str]) -> None:
@@ -175,6 +177,14 @@ def test_the_tables_of_moving_are_the_commands() -> None:
     assert re.findall(r"export (\w+)=", exports) == ["COPY_FROM", "COPY_TO"]
 
 
+def test_the_schema_page_names_the_commands_options_and_messages() -> None:
+    page = (ROOT / "docs/schema.md").read_text()
+    options = {option for one in get_command(app).commands["schema"].params for option in one.opts}  # type: ignore[attr-defined]
+    assert set(re.findall(r"(--[a-z]+)", page)) == options
+    (message,) = (block.code for block in blocks_of(ROOT / "docs/schema.md", "text"))
+    assert message.strip() == SchemaState(known=1, version=3, compatible_from=3).refused
+
+
 async def test_postgres(
     private_postgres_server: LocalPostgresServer,
     monkeypatch: pytest.MonkeyPatch,
@@ -195,13 +205,17 @@ async def test_postgres(
     (quoted,) = (block.code for block in blocks_of(ROOT / "docs/postgres.md", "text") if "SchemaError" in block.code)
     assert f"skeino.errors.SchemaError: {caught.value}" == " ".join(quoted.split())
 
+    (command,) = (block.code for block in blocks_of(ROOT / "docs/postgres.md", "sh") if "skeino schema" in block.code)
+    assert command.startswith("SCHEMA_URI=")
+    assert command.endswith("python -m skeino schema --apply\n")
+    assert skeino_schema("--apply", SCHEMA_URI=owner).stdout == "The schema has version 1 now.\n"
+
     monkeypatch.setenv("SKEINO_CHECKPOINTER_SCHEME", "postgres")
     monkeypatch.setenv("SKEINO_CHECKPOINTER_URI", owner)
     names = await run_python("docs/postgres.md")
-    await names["set_up"]()
-    set_up, refused = capsys.readouterr().out.splitlines()[::-1]
-    assert set_up == "The tables are there."
-    assert refused.startswith("PostgreSQL at 127.0.0.1:9/chat cannot be reached: the connection was refused")
+    assert capsys.readouterr().out.startswith(
+        "PostgreSQL at 127.0.0.1:9/chat cannot be reached: the connection was refused"
+    )
     await use_both_halves(names["settings"], builder)  # prepared statements and the pipeline
 
     execute(chat, grants.code)

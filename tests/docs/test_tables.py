@@ -11,7 +11,7 @@ import pytest
 import skeino
 from benchmarks.__main__ import TOPICS
 from benchmarks.__main__ import text_of as figures_as_markdown
-from benchmarks.page import FIGURES, PAGE, written
+from benchmarks.page import FIGURES, page_of, written
 from skeino import ConfigurationError, SkeinoSettings
 from skeino.persistence import MetadataStoreProtocol, open_persistence
 from skeino.persistence.memory import MAX_RUNS
@@ -139,7 +139,7 @@ def test_the_middlewares_arguments_with_their_defaults() -> None:
 @pytest.mark.parametrize("topic", TOPICS)
 def test_the_figures_of_what_it_costs_are_those_that_were_measured(topic: str) -> None:
     result = json.loads(FIGURES.read_text())
-    page = PAGE.read_text()
+    page = page_of(topic).read_text()
     assert written(page, topic, figures_as_markdown(topic, result[topic])) == page
 
 

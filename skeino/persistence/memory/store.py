@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar, Unpack, cast
@@ -96,8 +97,12 @@ class InMemoryMetadataStore:
             run["thread_id"] = thread_id
             self._active.setdefault(thread_id, set()).add(run_id)
 
-    async def finish_run(self, finish: RunFinish) -> bool:
-        finish = checked_finish(finish)
+    def finish_run(self, finish: RunFinish) -> Awaitable[bool]:
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        answer.set_result(self._finish(checked_finish(finish)))
+        return answer
+
+    def _finish(self, finish: RunFinish) -> bool:
         run = self._runs.get(finish["run_id"])
         if run is None or run["worker_id"] != finish["worker_id"]:
             return False

@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from skeino.persistence.mongodb.connections import MongoDatabase, open_database
+from skeino.persistence.mongodb.connections import MongoDatabase, open_database, read_schema
 from skeino.persistence.mongodb.saver import StampedMongoDBSaver
+from skeino.persistence.mongodb.script import schema_script
 from skeino.persistence.mongodb.store import MongoMetadataStore
 from skeino.persistence.registry import CheckpointerSpec
 
-__all__ = ["MongoDatabase", "MongoMetadataStore", "StampedMongoDBSaver", "open_saver", "open_store"]
+__all__ = [
+    "MongoDatabase",
+    "MongoMetadataStore",
+    "StampedMongoDBSaver",
+    "open_saver",
+    "open_store",
+    "read_schema",
+    "schema_script",
+]
 
 
 @asynccontextmanager

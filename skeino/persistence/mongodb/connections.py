@@ -44,6 +44,7 @@ from skeino.persistence.mongodb.clients import (
     clients_of,
 )
 from skeino.persistence.registry import CheckpointerSpec
+from skeino.persistence.versions import SchemaState
 
 T = TypeVar("T")
 
@@ -237,6 +238,26 @@ async def open_database(spec: CheckpointerSpec) -> AsyncIterator[MongoDatabase]:
         StoreUnavailableError: the deployment cannot be reached; the message names hosts, ports and database.
         SchemaError: with `setup_schema=False`, collections are missing; or they may not be made.
     """
+    async with _opened(spec) as (database, options):
+        async with database.operation():
+            prepare = schema.create if options["setup_schema"] else schema.verify
+            await prepare(database.metadata, database.client[database.checkpoints_name])
+        yield database
+
+
+async def read_schema(spec: CheckpointerSpec) -> SchemaState:
+    """What the spec's database has of the schema; nothing is made.
+
+    Raises:
+        ConfigurationError, StoreUnavailableError: as `open_database`.
+    """
+    async with _opened(spec) as (database, _), database.operation():
+        return await schema.read_state(database.metadata, database.client[database.checkpoints_name])
+
+
+@asynccontextmanager
+async def _opened(spec: CheckpointerSpec) -> AsyncIterator[tuple[MongoDatabase, Document]]:
+    """The spec's deployment, connected, its schema not looked at; and the checked options."""
     options = spec.checked_options(**OPTIONS)
     if options["pool_max_size"] < 1:
         raise ConfigurationError("pool_max_size must be at least 1.")
@@ -249,10 +270,7 @@ async def open_database(spec: CheckpointerSpec) -> AsyncIterator[MongoDatabase]:
     )
     try:
         database.transactions = await _connected(database)
-        async with database.operation():
-            prepare = schema.create if options["setup_schema"] else schema.verify
-            await prepare(database.metadata, database.client[database.checkpoints_name])
-        yield database
+        yield database, options
     finally:
         await database.close()
 

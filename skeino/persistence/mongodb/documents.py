@@ -12,7 +12,7 @@ Texts of callers stand only where MongoDB expects values: in updates that are pi
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, cast
 
@@ -132,21 +132,38 @@ def run_filter(query: Query) -> Document:
     condition = _filter(query)
     if query.statuses is not None:
         condition["status"] = {"$in": list(query.statuses)}
+        if query.statuses and set(query.statuses) <= set(ACTIVE_STATUSES):
+            condition["active"] = True  # says the same, and is what the index is of
     if query.thread_id is not None:
         condition["thread_id"] = query.thread_id
     return condition
 
 
-def thread_pipeline(query: Query) -> list[Document]:
-    """The stages of a search for threads, each found with at most one of its active runs as `active`."""
-    page: list[Document] = [{"$sort": dict(order(query))}, {"$skip": query.offset}, {"$limit": query.limit}]
+def thread_pipeline(query: Query, busy: Sequence[str], *, ahead: int | None = None) -> list[Document]:
+    """The stages of a search for threads, each found with at most one of its active runs as `active`.
+
+    They are sorted first, by an index, and whether they are busy is seen after that.
+
+    Args:
+        query: what is searched.
+        busy: the threads that had active runs a moment ago; they count only if the query has statuses.
+        ahead: at how many threads to look beyond the page, of which busy ones may be left out; None is no bound.
+    """
     condition = _filter(query)
+    sort: Document = {"$sort": dict(order(query))}
+    page: list[Document] = [{"$skip": query.offset}, {"$limit": query.limit}]
     if query.statuses is None:
-        return [{"$match": condition}, *page, WITH_ACTIVE_RUN]
+        return [{"$match": condition}, sort, *page, WITH_ACTIVE_RUN]
     settled = {"status": {"$in": [status for status in query.statuses if status != "busy"]}}
-    if "busy" in query.statuses:
-        return [{"$match": condition}, WITH_ACTIVE_RUN, {"$match": {"$or": [{"active": {"$ne": []}}, settled]}}, *page]
-    return [{"$match": {**condition, **settled}}, WITH_ACTIVE_RUN, {"$match": {"active": []}}, *page]
+    meant: Document = settled
+    still: Document = {"active": []}
+    if "busy" in query.statuses:  # found by their runs, of which there are few
+        is_busy = {"_id": {"$in": [*busy]}}
+        meant = {"$or": [is_busy, settled]} if settled["status"]["$in"] else is_busy
+        still = {"$or": [{"active": {"$ne": []}}, settled]}
+    # MongoDB reads thousands of documents ahead of a $lookup, unless a limit stands before it.
+    first = [] if ahead is None else [{"$limit": query.offset + query.limit + ahead}]
+    return [{"$match": {"$and": [condition, meant]}}, sort, *first, WITH_ACTIVE_RUN, {"$match": still}, *page]
 
 
 WITH_ACTIVE_RUN: Final[Document] = {

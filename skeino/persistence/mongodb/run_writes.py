@@ -60,9 +60,13 @@ class RunWrites:
             ThreadNotFoundError: the thread belongs to another owner. Nothing was written.
             StoreError: as `MongoDatabase.operation`.
         """
-        if not self._database.transactions:
-            return await to_its_end(self._alone(write))
-        return await to_its_end(self._group.write(write))
+        return await to_its_end(self.enqueue(write))
+
+    def enqueue(self, write: Write) -> asyncio.Future[Any]:
+        """As `write`, whose answer is the future's result. The write is in its place when this returns."""
+        if self._database.transactions:
+            return self._group.enqueue(write)
+        return asyncio.shield(self._beside(self._alone(write)))  # cancelled between its steps, it would stay half done
 
     async def close(self) -> None:
         """Take no more writes, and wait until those there are have been answered."""

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.mongodb import MongoDBSaver
 from pymongo import ASCENDING, UpdateOne
-from pymongo.collection import Collection
-from pymongo.cursor import Cursor
 
 from skeino.persistence.inventory import StoredWrite
 from skeino.persistence.mongodb import history
 from skeino.persistence.mongodb.checkpoint_writes import CheckpointWrites
+from skeino.persistence.mongodb.checkpoints import Ancestors, one, page
 from skeino.persistence.mongodb.connections import MongoDatabase
+from skeino.persistence.paging import Place, paged, paged_blocking
 from skeino.persistence.stamping import RunStampMixin
 
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
-    from langgraph.checkpoint.base import ChannelVersions, Checkpoint, CheckpointMetadata, CheckpointTuple
+    from langgraph.checkpoint.base import (
+        ChannelVersions,
+        Checkpoint,
+        CheckpointMetadata,
+        CheckpointTuple,
+        DeltaChannelHistory,
+    )
 
 T = TypeVar("T")
 
 
 class MongoDatabaseSaver(MongoDBSaver):
     """`MongoDBSaver` over `MongoDatabase`.
-
-    Pending writes are read in the order in which a running graph applies them; the stock saver has them in that of an
-    index, and so replays a `DeltaChannel` to another value than the run had.
 
     The stock saver's asynchronous methods use the event loop's default threads, of which there are few and which
     everybody shares. These use the database's own, as many as it has connections; and what is written while others
@@ -39,7 +43,7 @@ class MongoDatabaseSaver(MongoDBSaver):
         self.database = database
         self.db = database.checkpoints
         self.checkpoint_collection = self.db[self.checkpoint_collection.name]
-        self.writes_collection = _WritesInOrder(self.db, self.writes_collection.name)
+        self.writes_collection = self.db[self.writes_collection.name]
         self._put = CheckpointWrites(database, self.checkpoint_collection)
         self._put_writes = CheckpointWrites(database, self.writes_collection)
 
@@ -56,11 +60,18 @@ class MongoDatabaseSaver(MongoDBSaver):
         before: RunnableConfig | None = None,
         limit: int | None = None,
     ) -> AsyncIterator[CheckpointTuple]:
-        found = await self.database.in_thread(
-            lambda: [*MongoDatabaseSaver.list(self, config, filter=filter, before=before, limit=limit)]
-        )
-        for checkpoint in found:  # a reader that pauses keeps neither a thread nor a cursor
+        async def read(after: Place | None, size: int) -> Sequence[CheckpointTuple]:
+            return await self._in_thread(lambda: page(self, config, filter, before, after, size))
+
+        async for checkpoint in paged(read, _limit(limit)):  # a reader that pauses keeps neither a thread nor a cursor
             yield checkpoint
+
+    async def aget_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
+        return await self.database.in_thread(
+            lambda: MongoDatabaseSaver.get_delta_channel_history(self, config=config, channels=channels)
+        )
 
     async def aput(
         self,
@@ -88,7 +99,7 @@ class MongoDatabaseSaver(MongoDBSaver):
 
     def get_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
         with self.database.blocking_operation():
-            return super().get_tuple(config)
+            return one(self, config)
 
     def list(
         self,
@@ -98,8 +109,18 @@ class MongoDatabaseSaver(MongoDBSaver):
         before: RunnableConfig | None = None,
         limit: int | None = None,
     ) -> Iterator[CheckpointTuple]:
+        def read(after: Place | None, size: int) -> Sequence[CheckpointTuple]:
+            with self.database.blocking_operation():
+                return page(self, config, filter, before, after, size)
+
+        yield from paged_blocking(read, _limit(limit))
+
+    def get_delta_channel_history(
+        self, *, config: RunnableConfig, channels: Sequence[str]
+    ) -> Mapping[str, DeltaChannelHistory]:
         with self.database.blocking_operation():
-            yield from super().list(config, filter=filter, before=before, limit=limit)
+            ancestors = cast("MongoDBSaver", Ancestors(self))
+            return BaseCheckpointSaver.get_delta_channel_history(ancestors, config=config, channels=channels)
 
     def put(
         self,
@@ -223,9 +244,6 @@ class StampedMongoDBSaver(RunStampMixin, MongoDatabaseSaver):
     """`MongoDatabaseSaver`, stamped."""
 
 
-class _WritesInOrder(Collection[dict[str, Any]]):
-    """The collection of pending writes, found in the order of `langgraph.checkpoint.base.writes_sort_key`."""
-
-    def find(self, *arguments: Any, **options: Any) -> Cursor[dict[str, Any]]:
-        options.setdefault("sort", [("task_path", ASCENDING), ("task_id", ASCENDING), ("idx", ASCENDING)])
-        return super().find(*arguments, **options)
+def _limit(limit: int | None) -> int | None:
+    """As MongoDB takes it: 0 is no limit, and of a negative number the sign means nothing here."""
+    return abs(limit) if limit else None

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final
 
-from pymongo import ASCENDING, IndexModel
+from pymongo import ASCENDING, DESCENDING, IndexModel
 from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import DuplicateKeyError, OperationFailure
 
 from skeino.errors import SchemaError
+from skeino.persistence.versions import APPLY, PRINT, SchemaState, logger
 
 Database = AsyncDatabase[dict[str, Any]]
+Command = dict[str, Any]
 
-VERSION: Final = 1
 SCHEMA: Final = "app_schema"
 THREADS: Final = "app_threads"
 RUNS: Final = "app_runs"
@@ -19,16 +25,32 @@ WORKERS: Final = "app_workers"
 _CHECKPOINTS: Final = ("checkpoints", "checkpoint_writes")
 _OURS: Final = (SCHEMA, THREADS, RUNS, WORKERS)
 
-# Of the runs only the active ones are looked for by worker, and to see whether a thread is busy: small indexes.
+# Few runs are active, and few rows have one of the rarer statuses: small indexes.
 _ACTIVE: Final = {"partialFilterExpression": {"active": True}}
+_OWNED: Final = {"partialFilterExpression": {"owner": {"$gt": ""}}}
+
+
+def _of_statuses(statuses: Sequence[str], time: str) -> list[IndexModel]:
+    """For each of these few an index of its own: MongoDB 5.0 knows no `$in` in the filter of an index."""
+    keys = [(time, ASCENDING), ("_id", ASCENDING)]
+    return [IndexModel(keys, name=status, partialFilterExpression={"status": status}) for status in statuses]
+
+
 INDEXES: Final[dict[str, list[IndexModel]]] = {
     THREADS: [
         IndexModel([("updated_at", ASCENDING), ("_id", ASCENDING)], name="updated"),
         IndexModel([("created_at", ASCENDING), ("_id", ASCENDING)], name="created"),
+        IndexModel([("owner", ASCENDING), ("updated_at", ASCENDING), ("_id", ASCENDING)], name="of_owner", **_OWNED),
+        *_of_statuses(("interrupted", "error"), "updated_at"),
+        IndexModel([("metadata.key", ASCENDING), ("metadata.equals", ASCENDING)], name="metadata", sparse=True),
     ],
     RUNS: [
         IndexModel([("thread_id", ASCENDING), ("created_at", ASCENDING), ("_id", ASCENDING)], name="of_thread"),
         IndexModel([("created_at", ASCENDING), ("_id", ASCENDING)], name="created"),
+        IndexModel([("owner", ASCENDING), ("created_at", ASCENDING), ("_id", ASCENDING)], name="of_owner", **_OWNED),
+        *_of_statuses(("error", "timeout", "interrupted"), "created_at"),
+        IndexModel([("metadata.key", ASCENDING), ("metadata.equals", ASCENDING)], name="metadata", sparse=True),
+        IndexModel([("created_at", ASCENDING), ("_id", ASCENDING)], name="active", **_ACTIVE),
         IndexModel([("thread_id", ASCENDING)], name="active_of_thread", **_ACTIVE),
         IndexModel([("worker_id", ASCENDING)], name="active_of_worker", **_ACTIVE),
     ],
@@ -36,17 +58,62 @@ INDEXES: Final[dict[str, list[IndexModel]]] = {
 }
 
 
+MIGRATIONS: Final[tuple[tuple[Command, ...], ...]] = (
+    tuple({"createIndexes": name, "indexes": [one.document for one in indexes]} for name, indexes in INDEXES.items()),
+)
+"""For each version, in order, the database commands that make it.
+
+MongoDB has no transaction around them. So each is recorded when it is done, and each must be harmless when it is
+repeated, also late: a process that was slow may send it again after others have gone on.
+"""
+
+COMPATIBLE_FROM: Final[tuple[int, ...]] = (1,)
+"""For each version the oldest one whose code can use it: the one before, and so on, if it only adds something."""
+
+LANGGRAPHS: Final[dict[str, IndexModel]] = {
+    "checkpoints": IndexModel(
+        [("thread_id", ASCENDING), ("checkpoint_ns", ASCENDING), ("checkpoint_id", DESCENDING)], unique=True
+    ),
+    "checkpoint_writes": IndexModel(
+        [
+            ("thread_id", ASCENDING),
+            ("checkpoint_ns", ASCENDING),
+            ("checkpoint_id", DESCENDING),
+            ("task_id", ASCENDING),
+            ("idx", ASCENDING),
+        ],
+        unique=True,
+    ),
+}
+"""What LangGraph's saver makes whenever it is made itself; here to be shown."""
+
+_UNAUTHORIZED: Final = 13
+_CLAIM_MILLISECONDS: Final = 500
+_NOTHING: Final = {"version": 0, "step": 0, "compatible_from": 0}
+
+
 async def create(metadata: Database, checkpoints: Database) -> None:
-    """Make what is missing of skeino's. Safe with many processes at once: making an index again changes nothing.
+    """Make what is missing of skeino's. Safe with many processes at once, and when one of them dies on the way.
 
     Raises:
-        SchemaError: the database's schema is newer than this code.
+        SchemaError: the database's schema is newer than this code, or the user may not make what is missing.
     """
-    if await _version(metadata) == VERSION and not await _missing(metadata, _OURS):
+    state = await read_state(metadata, checkpoints)
+    lost = [name for name in state.missing if name in _OURS]
+    if state.is_complete() or (state.version >= state.known and not lost):
         return
-    for collection, indexes in INDEXES.items():
-        await metadata[collection].create_indexes(indexes)
-    await metadata[SCHEMA].update_one({"_id": "schema"}, {"$max": {"version": VERSION}}, upsert=True)
+    try:
+        if state.version and lost:  # somebody dropped them: what was made once is made again
+            for command in (command for commands in MIGRATIONS for command in commands):
+                await _run(metadata, command)
+        await _migrate(metadata)
+    except OperationFailure as exc:
+        if exc.code != _UNAUTHORIZED:
+            raise
+        raise SchemaError(
+            f"The user may not make the collections and indexes that the database lacks: run {APPLY} as a user with "
+            f"readWrite, or with mongosh the commands that {PRINT} shows."
+        ) from None
 
 
 async def verify(metadata: Database, checkpoints: Database) -> None:
@@ -55,26 +122,66 @@ async def verify(metadata: Database, checkpoints: Database) -> None:
     Raises:
         SchemaError: a collection is missing, or the schema is of another version.
     """
-    missing = [*await _missing(checkpoints, _CHECKPOINTS), *await _missing(metadata, _OURS)]
-    if missing:
-        raise SchemaError(
-            f"The database lacks the collections {', '.join(missing)}: start once with setup_schema=True, as a user "
-            "who may make them."
-        )
-    if await _version(metadata) != VERSION:
-        raise SchemaError("The database has an older schema: start once with setup_schema=True to bring it up to date.")
+    (await read_state(metadata, checkpoints)).verify()
 
 
-async def _missing(database: Database, collections: tuple[str, ...]) -> list[str]:
-    found = await database.list_collection_names()
-    return [name for name in collections if name not in found]
+async def read_state(metadata: Database, checkpoints: Database) -> SchemaState:
+    """What the database has."""
+    document = await metadata[SCHEMA].find_one({"_id": "schema"}) or _NOTHING
+    ours = await metadata.list_collection_names()
+    langgraphs = ours if checkpoints.name == metadata.name else await checkpoints.list_collection_names()
+    missing = [name for name in _CHECKPOINTS if name not in langgraphs]
+    missing += [name for name in _OURS if name not in ours]
+    return SchemaState(
+        known=len(MIGRATIONS),
+        version=document["version"],
+        compatible_from=document["compatible_from"],
+        missing=tuple(missing),
+        parts="the collections",
+        who=", as a user who may make them",
+    )
 
 
-async def _version(metadata: Database) -> int:
-    document = await metadata[SCHEMA].find_one({"_id": "schema"})
-    version: int = (document or {}).get("version") or 0
-    if version > VERSION:
-        raise SchemaError(
-            f"The database has schema version {version}, this skeino-asgi knows {VERSION}: install a newer one."
-        )
-    return version
+async def _migrate(metadata: Database) -> None:
+    """Do one command after the other, and record it, beginning with the first that nobody has recorded."""
+    schema = metadata[SCHEMA]
+    with suppress(DuplicateKeyError):  # another process was faster
+        await schema.update_one({"_id": "schema"}, {"$setOnInsert": _NOTHING}, upsert=True)
+    while True:
+        found = await schema.find_one({"_id": "schema"}) or _NOTHING
+        version, step = found["version"], found["step"]
+        if version >= len(MIGRATIONS):
+            return
+        if not await _claim(metadata, version, step):
+            await asyncio.sleep(random.uniform(0.05, 0.15))
+            continue
+        if step == 0:
+            logger.info("MongoDB: making schema version %d.", version + 1)
+        commands = MIGRATIONS[version]
+        if step < len(commands):
+            await _run(metadata, commands[step])
+        is_last = step + 1 >= len(commands)
+        done = {"version": version + 1, "step": 0} if is_last else {"step": step + 1}
+        here = {"_id": "schema", "version": version, "step": step}
+        await schema.update_one(here, {"$set": done, "$unset": {"claimed_until": ""}})
+
+
+async def _claim(metadata: Database, version: int, step: int) -> bool:
+    """Whether this process is to do the step. Another that claimed it, and may be dead, is waited for half a second.
+
+    That spares the server the same work from all processes at once. It need not keep them apart: a command is harmless
+    when it is repeated. Code that cannot use the version is told to keep away before anything is changed.
+    """
+    free = {"$expr": {"$lt": ["$claimed_until", "$$NOW"]}}  # what is not there is less than any date
+    claimed = {
+        "claimed_until": {"$add": ["$$NOW", _CLAIM_MILLISECONDS]},
+        "compatible_from": {"$max": ["$compatible_from", COMPATIBLE_FROM[version]]},
+    }
+    here = {"_id": "schema", "version": version, "step": step}
+    return (await metadata[SCHEMA].update_one({**here, **free}, [{"$set": claimed}])).modified_count == 1
+
+
+async def _run(metadata: Database, command: Command) -> None:
+    answer = await metadata.command({**command, "writeConcern": {"w": "majority"}})
+    if answer.get("writeErrors") or answer.get("writeConcernError"):
+        raise SchemaError(f"MongoDB did not carry out {next(iter(command))!r} of the schema's set-up: try again.")

@@ -10,7 +10,8 @@ A thread's `busy` is not stored: it is derived from the active runs, so nothing 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, Unpack
 
@@ -18,6 +19,7 @@ from pymongo import ReturnDocument, UpdateOne
 from pymongo.errors import DuplicateKeyError
 
 from skeino.errors import RunNotFoundError, StoreError, ThreadBusyError, ThreadExistsError, ThreadNotFoundError
+from skeino.persistence.answers import made_of
 from skeino.persistence.mongodb.batches import Attachment, End, Start
 from skeino.persistence.mongodb.connections import MongoDatabase
 from skeino.persistence.mongodb.documents import (
@@ -79,6 +81,7 @@ class MongoMetadataStore:
         self._threads = database.metadata[THREADS]
         self._runs = database.metadata[RUNS]
         self._run_writes = RunWrites(database, self._threads, self._runs)
+        self._keeping: set[asyncio.Task[bool]] = set()  # the event loop does not hold them
 
     # ── A run's life ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -95,14 +98,25 @@ class MongoMetadataStore:
         thread = thread_document(new_thread(thread_id, {"owner": owner}))
         await self._run_writes.write(Attachment(validate_run_id(run_id), thread))
 
-    async def finish_run(self, finish: RunFinish) -> bool:
+    def finish_run(self, finish: RunFinish) -> Awaitable[bool]:
         checked = checked_finish(finish)
-        ended: bool = await self._run_writes.write(End(checked))
-        if not ended:
-            late = {"_id": checked["run_id"], "worker_id": checked["worker_id"], "active": False, "late_outcome": None}
-            async with self._database.operation():
-                await self._runs.update_one(late, {"$set": {"late_outcome": json_text(late_outcome_of(checked))}})
-        return ended
+
+        def ended(in_time: bool) -> bool | asyncio.Task[bool]:
+            if in_time:
+                return True
+            task = asyncio.create_task(self._keep_aside(checked), name="skeino end of run")
+            self._keeping.add(task)
+            task.add_done_callback(self._keeping.discard)
+            return task
+
+        return made_of(self._run_writes.enqueue(End(checked)), ended)
+
+    async def _keep_aside(self, finish: RunFinish) -> bool:
+        """Keep an end that came too late: it has not ended the run, which is what this returns."""
+        run = {"_id": finish["run_id"], "worker_id": finish["worker_id"], "active": False, "late_outcome": None}
+        async with self._database.operation():
+            await self._runs.update_one(run, {"$set": {"late_outcome": json_text(late_outcome_of(finish))}})
+        return False
 
     async def close(self) -> None:
         """Write what is still to be written of runs' lives, and take no more."""
@@ -185,9 +199,14 @@ class MongoMetadataStore:
             return await self._read_thread(condition)
 
     async def search_threads(self, **search: Unpack[ThreadSearch]) -> list[ThreadRow]:
-        pipeline = thread_pipeline(thread_query(search))
+        query = thread_query(search)
         async with self._database.operation():
+            busy = [] if query.statuses is None else await self._busy()
+            pipeline = thread_pipeline(query, busy, ahead=len(busy))
             found = await self._database.aggregate(self._threads, pipeline, allowDiskUse=True)
+            if query.statuses is not None and len(found) < query.limit:  # or more have become busy meanwhile
+                pipeline = thread_pipeline(query, busy)
+                found = await self._database.aggregate(self._threads, pipeline, allowDiskUse=True)
         return [thread_of(document, busy=bool(document["active"])) for document in found]
 
     async def update_thread(
@@ -267,6 +286,11 @@ class MongoMetadataStore:
         return await self._database.transact(restore)
 
     # ── Helpers ──────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _busy(self) -> list[str]:
+        """The threads that have active runs."""
+        runs = await self._runs.find({"active": True, "thread_id": {"$gt": ""}}, {"_id": 0, "thread_id": 1}).to_list()
+        return sorted({run["thread_id"] for run in runs})
 
     async def _read_thread(self, condition: dict[str, Any]) -> ThreadRow | None:
         found = await self._database.aggregate(self._threads, [{"$match": condition}, WITH_ACTIVE_RUN])

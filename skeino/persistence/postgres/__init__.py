@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from skeino.persistence.postgres.connections import PostgresDatabase, open_database
+from skeino.persistence.postgres.connections import PostgresDatabase, open_database, read_schema
 from skeino.persistence.postgres.saver import StampedPostgresSaver
+from skeino.persistence.postgres.script import schema_script
 from skeino.persistence.postgres.store import MetadataStore
 from skeino.persistence.registry import CheckpointerSpec
 
-__all__ = ["MetadataStore", "PostgresDatabase", "StampedPostgresSaver", "open_saver", "open_store"]
+__all__ = [
+    "MetadataStore",
+    "PostgresDatabase",
+    "StampedPostgresSaver",
+    "open_saver",
+    "open_store",
+    "read_schema",
+    "schema_script",
+]
 
 
 @asynccontextmanager

@@ -24,6 +24,7 @@ from skeino.persistence.postgres import schema
 from skeino.persistence.postgres.session import Session, is_alive
 from skeino.persistence.postgres.writer import Writer
 from skeino.persistence.registry import CheckpointerSpec
+from skeino.persistence.versions import SchemaState
 
 Connection = AsyncConnection[DictRow]
 
@@ -144,32 +145,7 @@ async def open_database(spec: CheckpointerSpec) -> AsyncIterator[PostgresDatabas
         StoreUnavailableError: the database cannot be reached; the message names host, port and database.
         SchemaError: with `setup_schema=False`, tables are missing; or they may not be made.
     """
-    options = spec.checked_options(**OPTIONS)
-    given = _parameters_of(spec)
-    place = _place_of(given)
-    parameters: dict[str, Any] = {
-        "autocommit": True,
-        "row_factory": dict_row,
-        "prepare_threshold": options["prepare_threshold"],
-        "connect_timeout": max(2, round(options["connect_timeout"])),
-        "application_name": "skeino",
-        "tcp_user_timeout": _TCP_USER_TIMEOUT_MS,
-        **_KEEPALIVE,
-        **given,
-    }
-    if not 0 <= options["pool_min_size"] <= options["pool_max_size"] or options["pool_max_size"] < 1:
-        raise ConfigurationError("pool_min_size must be at most pool_max_size, and pool_max_size at least 1.")
-    if options["pool_max_waiting"] < 1:
-        raise ConfigurationError("pool_max_waiting must be at least 1: psycopg_pool takes 0 for unbounded.")
-
-    async def connect() -> Connection:
-        try:
-            async with asyncio.timeout(options["connect_timeout"] * (1 + str(given.get("host")).count(","))):
-                return await AsyncConnection.connect("", **parameters)
-        except psycopg.Error as exc:  # its text may carry a part of the password
-            problem = _connection_problem(exc)
-        raise StoreUnavailableError(f"PostgreSQL at {place} cannot be reached: {problem}.")
-
+    options, place, parameters, connect = _address_of(spec)
     with translated_errors(place):
         async with await connect() as connection:
             if options["setup_schema"]:
@@ -197,6 +173,18 @@ async def open_database(spec: CheckpointerSpec) -> AsyncIterator[PostgresDatabas
             await database.close()
     finally:
         await pool.close(timeout=options["pool_timeout"])
+
+
+async def read_schema(spec: CheckpointerSpec) -> SchemaState:
+    """What the spec's database has of the schema; nothing is made.
+
+    Raises:
+        ConfigurationError, StoreUnavailableError: as `open_database`.
+    """
+    _, place, _, connect = _address_of(spec)
+    with translated_errors(place):
+        async with await connect() as connection:
+            return await schema.read_state(connection)
 
 
 @contextmanager
@@ -235,6 +223,43 @@ def translated_errors(place: str) -> Iterator[None]:
         error = StoreError(f"PostgreSQL at {place} refused the operation ({_code(exc)}).")
         error.sqlstate = exc.sqlstate
         raise error from None  # its DETAIL repeats a row's values
+
+
+def _address_of(
+    spec: CheckpointerSpec,
+) -> tuple[dict[str, Any], str, dict[str, Any], Callable[[], Awaitable[Connection]]]:
+    """The checked options, the place's name for messages, the connections' parameters, and what makes one.
+
+    Raises:
+        ConfigurationError: the URI is none that PostgreSQL understands, or an option is wrong.
+    """
+    options = spec.checked_options(**OPTIONS)
+    given = _parameters_of(spec)
+    place = _place_of(given)
+    parameters: dict[str, Any] = {
+        "autocommit": True,
+        "row_factory": dict_row,
+        "prepare_threshold": options["prepare_threshold"],
+        "connect_timeout": max(2, round(options["connect_timeout"])),
+        "application_name": "skeino",
+        "tcp_user_timeout": _TCP_USER_TIMEOUT_MS,
+        **_KEEPALIVE,
+        **given,
+    }
+    if not 0 <= options["pool_min_size"] <= options["pool_max_size"] or options["pool_max_size"] < 1:
+        raise ConfigurationError("pool_min_size must be at most pool_max_size, and pool_max_size at least 1.")
+    if options["pool_max_waiting"] < 1:
+        raise ConfigurationError("pool_max_waiting must be at least 1: psycopg_pool takes 0 for unbounded.")
+
+    async def connect() -> Connection:
+        try:
+            async with asyncio.timeout(options["connect_timeout"] * (1 + str(given.get("host")).count(","))):
+                return await AsyncConnection.connect("", **parameters)
+        except psycopg.Error as exc:  # its text may carry a part of the password
+            problem = _connection_problem(exc)
+        raise StoreUnavailableError(f"PostgreSQL at {place} cannot be reached: {problem}.")
+
+    return options, place, parameters, connect
 
 
 def _code(exc: psycopg.Error) -> str:

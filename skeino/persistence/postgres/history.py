@@ -1,4 +1,4 @@
-"""Parts of threads' histories in LangGraph's PostgreSQL tables: deleted by run, and copied.
+"""Threads' histories in LangGraph's PostgreSQL tables, or parts of them: deleted, also by run, and copied.
 
 Pruning is the stock saver's own.
 """
@@ -11,6 +11,13 @@ from typing import Any, Final
 from skeino.errors import ThreadExistsError
 from skeino.persistence.postgres.connections import Connection
 from skeino.persistence.pruning import CheckpointOutline, of_runs, target_exists
+
+# One snapshot for all: what is written meanwhile stays with all its parts.
+_DELETE_THREAD: Final = """
+WITH blobs AS (DELETE FROM checkpoint_blobs WHERE thread_id = %(thread_id)s),
+    writes AS (DELETE FROM checkpoint_writes WHERE thread_id = %(thread_id)s)
+DELETE FROM checkpoints WHERE thread_id = %(thread_id)s
+"""
 
 _THREADS_OF_RUNS: Final = """
 SELECT DISTINCT thread_id FROM checkpoints WHERE metadata ->> 'run_id' = ANY(%(run_ids)s)
@@ -84,6 +91,11 @@ _COPY: Final = (
     FROM checkpoint_writes WHERE thread_id = %(source)s
     """,
 )
+
+
+async def delete_thread(connection: Connection, thread_id: str) -> None:
+    """Delete all that the thread has."""
+    await connection.execute(_DELETE_THREAD, {"thread_id": thread_id})
 
 
 async def delete_for_runs(connection: Connection, run_ids: list[str]) -> None:

@@ -18,7 +18,8 @@ from psycopg.types.json import Jsonb
 
 from skeino.errors import DeltaChannelError, StoreError, ThreadExistsError
 from skeino.persistence.inventory import StoredWrite
-from skeino.persistence.postgres import history
+from skeino.persistence.paging import Place, paged
+from skeino.persistence.postgres import history, reading
 from skeino.persistence.postgres.checkpoints import CHECKPOINT, INSERTED, UPSERTED
 from skeino.persistence.postgres.connections import PostgresDatabase
 from skeino.persistence.pruning import checked_copy, checked_prune, checked_run_ids, target_exists
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _UNIQUE_VIOLATION: Final = "23505"
+_LARGE: Final = 64 * 1024  # bytes, which take a millisecond or so to deserialize
 _COLLECTIONS: Final = frozenset((list, tuple, set, frozenset))
 _SMALL: Final = frozenset((int, float, bool, type(None)))
 
@@ -109,6 +111,14 @@ class PostgresDatabaseSaver(AsyncPostgresSaver):
             size=sum(len(row[8]) for row in rows),
         )
 
+    # ── Reading ──────────────────────────────────────────────────────────────────────────────────────────
+
+    async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
+        async with self._cursor() as cursor:
+            rows = await reading.one(cursor, self, config)
+        found = await self._loaded(rows)
+        return found[0] if found else None
+
     async def alist(
         self,
         config: RunnableConfig | None,
@@ -117,15 +127,26 @@ class PostgresDatabaseSaver(AsyncPostgresSaver):
         before: RunnableConfig | None = None,
         limit: int | None = None,
     ) -> AsyncIterator[CheckpointTuple]:
-        found = [one async for one in super().alist(config, filter=filter, before=before, limit=limit)]
-        for checkpoint in found:  # the connection is back in the pool by now
+        async def read(after: Place | None, size: int) -> Sequence[CheckpointTuple]:
+            async with self._cursor() as cursor:
+                rows = await reading.page(cursor, self, config, filter, before, after, size)
+            return await self._loaded(rows)  # the connection is back in the pool by now
+
+        async for checkpoint in paged(read, limit):
             yield checkpoint
+
+    async def _loaded(self, rows: Sequence[DictRow]) -> Sequence[CheckpointTuple]:
+        """What the rows hold; the stock saver goes to a thread for each, and for small ones the way takes longer."""
+        if reading.size_of(rows) > _LARGE:
+            return await asyncio.to_thread(reading.loaded, self, rows)
+        return reading.loaded(self, rows)
 
     # ── Deleting and copying: what the stock saver lacks, and its pruning with our errors ────────────────
 
     async def adelete_thread(self, thread_id: str) -> None:
         await self._settled(thread_id)
-        await super().adelete_thread(thread_id)
+        async with self.database.connection() as connection:
+            await history.delete_thread(connection, str(thread_id))
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
         wanted = checked_run_ids(run_ids)

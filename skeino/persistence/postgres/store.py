@@ -6,10 +6,12 @@ stored: it is derived from the active runs, so nothing has to be put right when 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, TypeVar, Unpack
 
+from psycopg.rows import DictRow
 from psycopg.types.json import Jsonb
 
 from skeino.errors import (
@@ -19,6 +21,7 @@ from skeino.errors import (
     ThreadExistsError,
     ThreadNotFoundError,
 )
+from skeino.persistence.answers import made_of
 from skeino.persistence.postgres.batches import ATTACH, FINISH, INTERRUPT, START, START_ON_THREAD, START_READING
 from skeino.persistence.postgres.connections import PostgresDatabase
 from skeino.persistence.postgres.leases import PostgresLeases
@@ -76,6 +79,7 @@ class MetadataStore:
     def __init__(self, database: PostgresDatabase) -> None:
         self._database = database
         self._write = database.writer.write
+        self._looking: set[asyncio.Task[bool]] = set()  # the event loop does not keep them
 
     # ── A run's life ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -105,15 +109,27 @@ class MetadataStore:
             await self._refuse_other_owner(thread_id, owner)
         raise StoreError(f"The thread {thread_id!r} comes and goes: the run could not be tied to it.")
 
-    async def finish_run(self, finish: RunFinish) -> bool:
+    def finish_run(self, finish: RunFinish) -> Awaitable[bool]:
         finish = checked_finish(finish)
         values = {
             **finish,
             "metadata": Jsonb(finish["metadata"]),
             "error": None if finish["error"] is None else Jsonb(finish["error"]),
         }
-        if await self._write(FINISH, values, finish["run_id"], thread=finish["thread_id"]):
-            return True
+
+        def ended(rows: list[DictRow]) -> bool | asyncio.Task[bool]:
+            if rows:
+                return True
+            task = asyncio.create_task(self._keep_aside(finish, values), name="skeino end of run")
+            self._looking.add(task)
+            task.add_done_callback(self._looking.discard)
+            return task
+
+        written = self._database.writer.enqueue(FINISH, values, finish["run_id"], thread=finish["thread_id"])
+        return made_of(written, ended)
+
+    async def _keep_aside(self, finish: RunFinish, values: dict[str, Any]) -> bool:
+        """Keep an end that changed nothing, unless it had ended the run itself, before: whether it had."""
         values["late_outcome"] = Jsonb(late_outcome_of(finish))
         return bool(await self._database.fetch(KEEP_LATE_OUTCOME, values))
 

@@ -66,7 +66,13 @@ class Writer:
         self._alone: dict[Hashable, set[asyncio.Task[Rows]]] = {}
 
     async def write(self, kind: Kind, values: Values, key: Hashable, *, thread: Hashable = None, size: int = 0) -> Rows:
-        """The rows that the write results in; it is committed when this returns.
+        """As `enqueue`, once it is written."""
+        return await self.enqueue(kind, values, key, thread=thread, size=size)
+
+    def enqueue(
+        self, kind: Kind, values: Values, key: Hashable, *, thread: Hashable = None, size: int = 0
+    ) -> asyncio.Future[Rows]:
+        """The rows that the write results in, once it is committed; it is in its place when this returns.
 
         A caller that is cancelled loses the answer alone.
 
@@ -82,8 +88,7 @@ class Writer:
         """
         keys = (key,) if thread in (None, key) else (key, thread)
         write = _Write(kind, values, keys, size, asyncio.get_running_loop().time() + self._operation_timeout)
-        rows: Rows = await self._group.write(write)
-        return rows
+        return self._group.enqueue(write)
 
     async def settled(self, thread: Hashable) -> None:
         """Wait until what was asked for before has been done; what is held up only if it is on this thread."""

@@ -6,11 +6,20 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from skeino.persistence.registry import CheckpointerSpec
-from skeino.persistence.sqlite.database import SqliteDatabase, open_database
+from skeino.persistence.sqlite.database import SqliteDatabase, open_database, read_schema
 from skeino.persistence.sqlite.saver import StampedSqliteSaver
+from skeino.persistence.sqlite.script import schema_script
 from skeino.persistence.sqlite.store import SqliteMetadataStore
 
-__all__ = ["SqliteDatabase", "SqliteMetadataStore", "StampedSqliteSaver", "open_saver", "open_store"]
+__all__ = [
+    "SqliteDatabase",
+    "SqliteMetadataStore",
+    "StampedSqliteSaver",
+    "open_saver",
+    "open_store",
+    "read_schema",
+    "schema_script",
+]
 
 
 @asynccontextmanager

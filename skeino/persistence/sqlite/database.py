@@ -1,4 +1,4 @@
-"""`SqliteDatabase`: one file, one writer thread, one reader, shared by the checkpointer and the metadata store.
+"""`SqliteDatabase`: one file, one writer thread, a few readers, shared by the checkpointer and the metadata store.
 
 SQLite has one writer at a time, so this process has one, too: a thread that runs each piece of work from
 `BEGIN IMMEDIATE` to `COMMIT` without coming back to the event loop. A cancelled request can therefore leave no
@@ -16,7 +16,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote
@@ -27,6 +27,8 @@ from skeino.errors import ConfigurationError, InvalidInputError, SchemaError, St
 from skeino.persistence.group_commit import GroupCommit
 from skeino.persistence.registry import CheckpointerSpec
 from skeino.persistence.sqlite import schema
+from skeino.persistence.sqlite.readers import Readers
+from skeino.persistence.versions import SchemaState
 
 T = TypeVar("T")
 
@@ -51,6 +53,7 @@ class SqliteDatabase:
     ) -> None:
         self.path = path
         self.reader = reader
+        """Of LangGraph's saver, which has its connection in `conn`. Nothing here reads through it."""
         self._connection = writer
         self._busy_timeout = busy_timeout
         self._operation_timeout = operation_timeout
@@ -58,6 +61,7 @@ class SqliteDatabase:
         self._group: GroupCommit[_Write] = GroupCommit(
             self._write_batch, f"The SQLite file {path}", patience=operation_timeout
         )
+        self._readers = Readers(path, busy_timeout)
 
     async def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Run `work` in a transaction of the writer thread; durable when this returns.
@@ -72,36 +76,38 @@ class SqliteDatabase:
             StoreUnavailableError: it took too long, or another process kept the file locked, or the disk failed.
             StoreError: SQLite refused it otherwise.
         """
-        write = _Write(work, time.monotonic() + self._busy_timeout)
-        with translated_errors(self.path):
-            answer: T = await self._group.write(write)
-            return answer
+        return await self.enqueue(work)
 
-    @asynccontextmanager
-    async def reading(self) -> AsyncIterator[None]:
-        """Bound and translate what is read inside.
+    def enqueue(self, work: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
+        """As `write`, whose answer is the future's result. The work is in its place when this returns."""
+        return self._group.enqueue(_Write(work, time.monotonic() + self._busy_timeout))
+
+    async def reading(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Run `work`, which only reads, on one snapshot of the file. Reads wait for no other operation.
 
         Raises:
             StoreUnavailableError, StoreError: as `write`.
         """
         with translated_errors(self.path):
             async with asyncio.timeout(self._operation_timeout):
-                yield
+                return await self._readers.read(work)
 
     async def read(self, statement: str, parameters: dict[str, Any] | Sequence[Any] = ()) -> list[sqlite3.Row]:
         """The rows of one SELECT."""
-        async with self.reading():
-            return list(await self.reader.execute_fetchall(statement, parameters))
+        return await self.reading(lambda connection: connection.execute(statement, parameters).fetchall())
 
     async def _write_batch(self, writes: Sequence[_Write]) -> Sequence[Any]:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self._transact, writes)
+        with translated_errors(self.path):
+            answers = await loop.run_in_executor(self._thread, self._transact, writes)
+        return [_translated(answer, self.path) if isinstance(answer, Exception) else answer for answer in answers]
 
     def _transact(self, writes: Sequence[_Write]) -> Sequence[Any]:
         connection = self._connection
         # From when they were asked for: the waits of those in the queue do not add up.
-        patience = max(0, round(1000 * (min(write.deadline for write in writes) - time.monotonic())))
-        connection.execute(f"PRAGMA busy_timeout = {patience}")
+        patience = max(0.0, min(write.deadline for write in writes) - time.monotonic())
+        # In tenths of a second: one text for all that come alone, which SQLite then need not compile again.
+        connection.execute(f"PRAGMA busy_timeout = {100 * round(10 * patience)}")
         connection.execute("BEGIN IMMEDIATE")  # a deferred one fails when it turns from reading to writing
         try:
             if len(writes) == 1:
@@ -116,13 +122,14 @@ class SqliteDatabase:
         return answers
 
     async def close(self) -> None:
-        """Let the writer finish what was asked of it, then close both connections."""
+        """Let the writer finish what was asked of it, then close all connections."""
         await self._group.close()
         loop = asyncio.get_running_loop()
         try:
             await loop.run_in_executor(self._thread, self._connection.close)
         finally:
             self._thread.shutdown(wait=False)
+            await self._readers.close()
             await self.reader.close()
 
 
@@ -168,6 +175,7 @@ async def open_database(spec: CheckpointerSpec) -> AsyncIterator[SqliteDatabase]
     with translated_errors(path):
         if options["setup_schema"]:
             await asyncio.to_thread(_create_privately, path)
+            _refuse_read_only(path)
         elif not path.exists():
             raise SchemaError(f"There is no file {path}, and setup_schema=False forbids to make it.")
         writer = await asyncio.to_thread(_connect_writer, path, options["busy_timeout"])
@@ -191,6 +199,24 @@ async def open_database(spec: CheckpointerSpec) -> AsyncIterator[SqliteDatabase]
         yield database
     finally:
         await database.close()
+
+
+async def read_schema(spec: CheckpointerSpec) -> SchemaState:
+    """What the spec's file has of the schema; nothing is made.
+
+    Raises:
+        ConfigurationError, StoreUnavailableError: as `open_database`.
+    """
+    path = _path_of(spec)
+
+    def read() -> SchemaState:
+        if not path.exists():
+            return schema.read_state(sqlite3.connect(":memory:"))
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=BUSY_TIMEOUT)) as connection:
+            return schema.read_state(connection)
+
+    with translated_errors(path):
+        return await asyncio.to_thread(read)
 
 
 @contextmanager
@@ -220,6 +246,14 @@ def translated_errors(path: Path) -> Iterator[None]:
         if str(exc) in ("no active connection", "Connection closed"):  # aiosqlite's words
             raise StoreUnavailableError(f"The SQLite file {path} is closed.") from exc
         raise
+
+
+def _translated(exc: Exception, path: Path) -> Exception:
+    try:
+        with translated_errors(path):
+            raise exc
+    except Exception as translated:
+        return translated
 
 
 def _reason(exc: sqlite3.Error) -> str:
@@ -267,7 +301,20 @@ def _create_privately(path: Path) -> None:
     except FileExistsError:
         pass
     except OSError as exc:
-        raise ConfigurationError(f"The SQLite file {path} cannot be made: {exc.strerror}.") from exc
+        raise ConfigurationError(
+            f"The SQLite file {path} cannot be made: {exc.strerror}: let this process's user write to its folder, or "
+            "name another file."
+        ) from exc
+
+
+def _refuse_read_only(path: Path) -> None:
+    """SQLite's own errors for it come late, differ, and forget the folder, in which it keeps its journal."""
+    for place in (path, path.parent):
+        if not os.access(place, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise ConfigurationError(
+                f"The SQLite file {path} cannot be written to: let this process's user write to {place}, or name "
+                "another file."
+            )
 
 
 def _connect_writer(path: Path, busy_timeout: float) -> sqlite3.Connection:

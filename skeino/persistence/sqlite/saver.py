@@ -7,11 +7,14 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
+from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
 from skeino.persistence.inventory import StoredWrite
+from skeino.persistence.paging import Place, paged
 from skeino.persistence.sqlite import history
+from skeino.persistence.sqlite.checkpoints import page
 from skeino.persistence.sqlite.database import SqliteDatabase
 from skeino.persistence.stamping import RunStampMixin
 
@@ -24,13 +27,14 @@ if TYPE_CHECKING:
         CheckpointTuple,
         DeltaChannelHistory,
     )
+    from langgraph.checkpoint.serde.base import SerializerProtocol
 
 
 class SqliteDatabaseSaver(AsyncSqliteSaver):
-    """`AsyncSqliteSaver` that reads through the database's reader and writes through its writer thread.
+    """`AsyncSqliteSaver` that reads through the database's readers and writes through its writer thread.
 
     The stock saver leaves its transaction open when a write is cancelled, and holds its lock while the reader
-    of `alist` is paused; this one does neither.
+    of `alist` is paused; this one does neither. Nor does it go to its thread and back for each step of an operation.
     """
 
     def __init__(self, database: SqliteDatabase) -> None:
@@ -60,8 +64,7 @@ class SqliteDatabaseSaver(AsyncSqliteSaver):
         await self.database.write(lambda connection: self._within(connection).delete_thread(thread_id))
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        async with self.database.reading():
-            return await super().aget_tuple(config)
+        return await self.database.reading(lambda connection: self._within(connection).get_tuple(config))
 
     async def alist(
         self,
@@ -71,16 +74,20 @@ class SqliteDatabaseSaver(AsyncSqliteSaver):
         before: RunnableConfig | None = None,
         limit: int | None = None,
     ) -> AsyncIterator[CheckpointTuple]:
-        async with self.database.reading():
-            found = [one async for one in super().alist(config, filter=filter, before=before, limit=limit)]
-        for checkpoint in found:
+        async def read(after: Place | None, size: int) -> Sequence[CheckpointTuple]:
+            return await self.database.reading(
+                lambda connection: page(connection, self.serde, config, filter, before, after, size)
+            )
+
+        async for checkpoint in paged(read, None if limit is not None and limit < 0 else limit):  # -1 is all, in SQL
             yield checkpoint
 
     async def aget_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
     ) -> Mapping[str, DeltaChannelHistory]:
-        async with self.database.reading():
-            return await super().aget_delta_channel_history(config=config, channels=channels)
+        return await self.database.reading(
+            lambda connection: self._within(connection).get_delta_channel_history(config=config, channels=channels)
+        )
 
     # ── What the stock saver lacks ───────────────────────────────────────────────────────────────────────
 
@@ -96,7 +103,7 @@ class SqliteDatabaseSaver(AsyncSqliteSaver):
         await self.database.write(lambda connection: history.prune(connection, thread_ids, strategy))
 
     def _within(self, connection: sqlite3.Connection) -> _SaverInTransaction:
-        return _SaverInTransaction(connection, serde=self.serde)
+        return _SaverInTransaction(connection, self.serde)
 
     # ── `StateInventory` ─────────────────────────────────────────────────────────────────────────────────
 
@@ -153,7 +160,13 @@ class StampedSqliteSaver(RunStampMixin, SqliteDatabaseSaver):
 
 
 class _SaverInTransaction(SqliteSaver):
-    """LangGraph's synchronous saver inside a transaction that somebody else begins and commits."""
+    """LangGraph's synchronous saver inside a transaction that somebody else begins and ends."""
+
+    def __init__(self, connection: sqlite3.Connection, serde: SerializerProtocol) -> None:
+        # One is made for each operation: its parent's own would make a serializer, and a lock.
+        BaseCheckpointSaver.__init__(self, serde=serde)
+        self.conn = connection
+        self.is_setup = True
 
     @contextmanager
     def cursor(self, transaction: bool = True) -> Iterator[sqlite3.Cursor]:

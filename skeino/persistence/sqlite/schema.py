@@ -7,6 +7,7 @@ import sqlite3
 from langgraph.checkpoint.sqlite import SqliteSaver
 
 from skeino.errors import SchemaError
+from skeino.persistence.versions import SchemaState, logger
 
 MIGRATIONS = (
     """
@@ -23,6 +24,9 @@ MIGRATIONS = (
     );
     CREATE INDEX app_threads_updated ON app_threads (updated_at, thread_id);
     CREATE INDEX app_threads_created ON app_threads (created_at, thread_id);
+    CREATE INDEX app_threads_of_owner ON app_threads (owner, updated_at, thread_id) WHERE owner IS NOT NULL;
+    CREATE INDEX app_threads_stopped ON app_threads (status, updated_at, thread_id)
+        WHERE status IN ('interrupted', 'error');
     CREATE TABLE app_runs (
         run_id TEXT NOT NULL PRIMARY KEY,
         thread_id TEXT REFERENCES app_threads (thread_id) ON DELETE CASCADE,
@@ -46,6 +50,10 @@ MIGRATIONS = (
     CREATE INDEX app_runs_of_thread ON app_runs (thread_id, created_at, run_id);
     CREATE INDEX app_runs_created ON app_runs (created_at, run_id);
     CREATE INDEX app_runs_active ON app_runs (thread_id) WHERE status IN ('pending', 'running');
+    CREATE INDEX app_runs_active_created ON app_runs (created_at, run_id) WHERE status IN ('pending', 'running');
+    CREATE INDEX app_runs_of_owner ON app_runs (owner, created_at, run_id) WHERE owner IS NOT NULL;
+    CREATE INDEX app_runs_failed ON app_runs (status, created_at, run_id)
+        WHERE status IN ('error', 'timeout', 'interrupted');
     CREATE INDEX app_runs_of_worker ON app_runs (worker_id) WHERE status IN ('pending', 'running');
     CREATE TABLE app_workers (
         worker_id TEXT NOT NULL PRIMARY KEY,
@@ -58,7 +66,10 @@ MIGRATIONS = (
 )
 """One entry for each version, in order; a version that has been released never changes."""
 
-VERSION = len(MIGRATIONS)
+COMPATIBLE_FROM: tuple[int, ...] = (1,)
+"""For each version the oldest one whose code can use it: the one before, and so on, if it only adds something."""
+
+VERSIONS = "CREATE TABLE IF NOT EXISTS app_schema (version INTEGER NOT NULL, compatible_from INTEGER NOT NULL)"
 
 _TABLES = ("checkpoints", "writes", "app_schema", "app_threads", "app_runs", "app_workers")
 
@@ -66,24 +77,25 @@ _TABLES = ("checkpoints", "writes", "app_schema", "app_threads", "app_runs", "ap
 def create(connection: sqlite3.Connection) -> None:
     """Make what is missing. Safe with many processes at once: skeino's part is one transaction.
 
+    Where nothing is missing nothing is written, so a start does not wait for whoever writes.
+
     Raises:
         SchemaError: the file's schema is newer than this code.
     """
-    SqliteSaver(connection).setup()
+    if read_state(connection).is_complete():
+        return
+    SqliteSaver(connection).setup()  # each of its steps is harmless when it is repeated
     connection.execute("BEGIN IMMEDIATE")
     try:
-        connection.execute("CREATE TABLE IF NOT EXISTS app_schema (version INTEGER NOT NULL)")
-        version = _version(connection)
-        for migration in MIGRATIONS[version:]:
-            for statement in migration.split(";"):
-                connection.execute(statement)
-        if version < VERSION:
-            connection.execute("DELETE FROM app_schema")
-            connection.execute("INSERT INTO app_schema VALUES (?)", (VERSION,))
+        connection.execute(VERSIONS)
+        state = read_state(connection)
+        if not state.is_complete():
+            _migrate(connection, state)
         connection.execute("COMMIT")
     except BaseException:
         connection.execute("ROLLBACK")
         raise
+    read_state(connection).verify_made()
 
 
 def verify(connection: sqlite3.Connection) -> None:
@@ -92,23 +104,43 @@ def verify(connection: sqlite3.Connection) -> None:
     Raises:
         SchemaError: a table is missing, or the schema is of another version.
     """
-    rows = connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
-    missing = [table for table in _TABLES if (table,) not in rows]
-    if missing:
-        raise SchemaError(
-            f"The SQLite file lacks {', '.join(missing)}: open it once without setup_schema=False to make them."
-        )
-    if _version(connection) < VERSION:
-        raise SchemaError(
-            "The SQLite file has an older schema: open it once without setup_schema=False to bring it up to date."
-        )
+    read_state(connection).verify()
 
 
-def _version(connection: sqlite3.Connection) -> int:
-    row = connection.execute("SELECT max(version) FROM app_schema").fetchone()
-    version: int = row[0] or 0
-    if version > VERSION:
+def read_state(connection: sqlite3.Connection) -> SchemaState:
+    """What the file has."""
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    missing = [table for table in _TABLES if table not in tables]
+    if "writes" in tables:  # LangGraph's came without this column once
+        columns = {name for (name,) in connection.execute("SELECT name FROM pragma_table_info('writes')")}
+        missing += [] if "task_path" in columns else ["writes.task_path"]
+    row: tuple[int, int] | None = None
+    if "app_schema" in tables:
+        row = connection.execute(
+            "SELECT version, compatible_from FROM app_schema ORDER BY version DESC LIMIT 1"
+        ).fetchone()
+    version, compatible_from = row or (0, 0)
+    return SchemaState(
+        known=len(MIGRATIONS),
+        version=version,
+        compatible_from=compatible_from,
+        missing=tuple(missing),
+        subject="The SQLite file",
+    )
+
+
+def _migrate(connection: sqlite3.Connection, state: SchemaState) -> None:
+    present = [table for table in _TABLES if table.startswith("app_") and table not in (*state.missing, "app_schema")]
+    if state.version == 0 and present:
         raise SchemaError(
-            f"The SQLite file has schema version {version}, this skeino-asgi knows {VERSION}: install a newer one."
+            f"The SQLite file has tables {', '.join(present)} that no version of the schema is recorded for: move them "
+            "away, or drop them."
         )
-    return version
+    for number, migration in enumerate(MIGRATIONS[state.version :], state.version + 1):
+        logger.info("SQLite: making schema version %d.", number)
+        for statement in migration.split(";"):
+            connection.execute(statement)
+    if state.version < len(MIGRATIONS):
+        connection.execute("DELETE FROM app_schema")
+        recorded = (len(MIGRATIONS), COMPATIBLE_FROM[len(MIGRATIONS) - 1])
+        connection.execute("INSERT INTO app_schema (version, compatible_from) VALUES (?, ?)", recorded)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, cast
 
 from skeino.persistence.queries import Query, checked_owner
-from skeino.persistence.rows import ANY_OWNER, OwnerFilter, RunRow, ThreadRow, ThreadTTL
+from skeino.persistence.rows import ACTIVE_STATUSES, ANY_OWNER, OwnerFilter, RunRow, ThreadRow, ThreadTTL
 
 RUN_COLUMNS = tuple(RunRow.__annotations__)
 ACTIVE = "status IN ('pending', 'running')"
@@ -53,6 +53,8 @@ INTERRUPT_RUNS = f"""
     UPDATE app_runs SET status = 'interrupted', finished_at = :now, error = :error
     WHERE worker_id = :worker_id AND {ACTIVE}
 """
+STOPPED = ("interrupted", "error")
+FAILED = ("error", "timeout", "interrupted")
 IS_BUSY = f"EXISTS (SELECT 1 FROM app_runs r WHERE r.thread_id = t.thread_id AND r.{ACTIVE})"
 SELECT_THREADS = f"""
     SELECT thread_id, owner, CASE WHEN {IS_BUSY} THEN 'busy' ELSE status END AS status, metadata, config,
@@ -82,19 +84,17 @@ def search_clauses(query: Query, *, id_column: str, busy: str | None) -> tuple[s
         return f"{column} IN (SELECT value FROM json_each(:{name}))"
 
     if query.statuses is not None:
-        if busy is None:
-            conditions.append(any_of("t.status", query.statuses, "statuses"))
-        else:
-            settled = any_of("t.status", tuple(one for one in query.statuses if one != "busy"), "statuses")
-            conditions.append(f"({busy} AND :busy OR NOT {busy} AND {settled})")
-            values["busy"] = "busy" in query.statuses
+        alone = query.thread_id is None and query.ids is None and query.owner is ANY_OWNER
+        conditions.append(_has_status(query.statuses, busy=busy, indexed=alone))
     if query.ids is not None:
         conditions.append(any_of(f"t.{id_column}", query.ids, "ids"))
     if query.thread_id is not None:
         conditions.append("t.thread_id = :thread_id")
         values["thread_id"] = query.thread_id
-    if query.owner is not ANY_OWNER:
-        conditions.append("t.owner IS :owner")
+    if query.owner is None:
+        conditions.append("t.owner IS NULL")
+    elif query.owner is not ANY_OWNER:
+        conditions.append("t.owner = :owner")
         values["owner"] = query.owner
     if query.created_after is not None:
         conditions.append("t.created_at >= :created_after")
@@ -106,11 +106,36 @@ def search_clauses(query: Query, *, id_column: str, busy: str | None) -> tuple[s
         name = f"metadata_{number}"
         conditions.append(_HAS_METADATA.format(name=name, test=_json_test(wanted, f":{name}_value")))
         values |= {f"{name}_key": key, f"{name}_value": wanted}
-    direction = "DESC NULLS FIRST" if query.descending else "ASC NULLS LAST"
+    direction = "DESC" if query.descending else "ASC"
+    nulls = ""  # said only where there are any: it keeps SQLite from reading the order from an index
+    if query.sort_by == "finished_at":
+        nulls = " NULLS FIRST" if query.descending else " NULLS LAST"
     return (
-        f"WHERE {' AND '.join(conditions)} ORDER BY t.{query.sort_by} {direction}, t.{id_column} {direction} "
+        f"WHERE {' AND '.join(conditions)} ORDER BY t.{query.sort_by} {direction}{nulls}, t.{id_column} {direction} "
         "LIMIT :limit OFFSET :offset"
     ), values
+
+
+def _has_status(statuses: tuple[str, ...], *, busy: str | None, indexed: bool) -> str:
+    """The statuses are known words and stand in the text, and so does, if this index is to be used, the condition of
+    the partial index that has them all: SQLite compares the texts (https://www.sqlite.org/partialindex.html). Beside a
+    thread or an owner it is not to be used: SQLite, which does not know how many rows are which, would prefer it.
+    """
+    settled = [status for status in statuses if status != "busy"]
+    has_settled = _is_one_of(settled)
+    for partial in (STOPPED if busy else FAILED, ACTIVE_STATUSES):
+        if indexed and settled and set(settled) <= set(partial):
+            has_settled += f" AND {_is_one_of(partial)}"
+    if busy is None:
+        return has_settled
+    if "busy" not in statuses:
+        return f"{has_settled} AND NOT {busy}"
+    is_busy = f"t.thread_id IN (SELECT r.thread_id FROM app_runs r WHERE r.{ACTIVE})"  # from the few that are active
+    return f"({is_busy} OR {has_settled})" if settled else is_busy
+
+
+def _is_one_of(statuses: Sequence[str]) -> str:
+    return "t.status IN (" + ", ".join(f"'{status}'" for status in statuses) + ")"
 
 
 def _json_test(wanted: object, parameter: str) -> str:

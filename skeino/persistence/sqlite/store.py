@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, Unpack
 
@@ -94,7 +94,7 @@ class SqliteMetadataStore:
 
         await self._database.write(attach)
 
-    async def finish_run(self, finish: RunFinish) -> bool:
+    def finish_run(self, finish: RunFinish) -> Awaitable[bool]:
         finish = checked_finish(finish)
         values = {
             **finish,
@@ -121,7 +121,7 @@ class SqliteMetadataStore:
                 connection.execute(SETTLE_THREAD, values)
             return True
 
-        return await self._database.write(end)
+        return self._database.enqueue(end)
 
     async def interrupt_runs(self, worker_id: str, error: RunError) -> int:
         validate_id(worker_id, "worker_id")
