@@ -90,6 +90,7 @@ def runs(number: int) -> Iterator[RunRow]:
             first_checkpoint_id=None,
             last_checkpoint_id=None,
             paused=False,
+            late_outcome=None,
         )
 
 

@@ -95,6 +95,7 @@ class Run:
         "describe",
         "minted_thread_id",
         "outcome",
+        "worker_id",
         "write_row",
     )
 
@@ -124,6 +125,8 @@ class Run:
         """Writes the run's row, where that waits until a saver reads or writes for it; None once it is written."""
         self.describe: Callable[[], tuple[Mapping[str, Any], Mapping[str, Any] | None]] | None = None
         """Says with which `metadata` and `kwargs` that row begins."""
+        self.worker_id: str | None = None
+        """The worker that the row names; None before it is written for the first time."""
         self.outcome: Any = None  # skeino_asgi's own
         """The tracker's own account of how a run ended that has no row."""
         self._attached = self._allowed = _NO_THREADS

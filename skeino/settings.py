@@ -7,7 +7,7 @@ import os
 import re
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from skeino.errors import ConfigurationError
@@ -53,6 +53,17 @@ class SkeinoSettings(BaseSettings):
 
     on_store_error: Literal["reject", "untracked"] = "reject"
     """The store is down when a request begins: answer 503, or serve it without a run (and unstamped)."""
+
+    lease_seconds: float = Field(default=30.0, ge=0.0, le=86400.0)
+    """After how many seconds without a sign of life a process is counted as dead, and its runs end as errors. From 2;
+    0 does without: the runs of a process that dies stay active."""
+
+    @field_validator("lease_seconds")
+    @classmethod
+    def _is_long_enough(cls, seconds: float) -> float:
+        if 0 < seconds < 2:
+            raise ValueError("a shorter lease than two seconds is lost when a machine is busy: give 0, or 2 and more")
+        return seconds
 
     if not TYPE_CHECKING:  # type checkers keep the signature that the fields give
 

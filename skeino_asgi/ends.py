@@ -42,6 +42,10 @@ class Ends:
     def __len__(self) -> int:
         return len(self._due)
 
+    def due(self) -> list[str]:
+        """The runs whose ends are not written yet; any thread may ask."""
+        return list(self._due)
+
     def add(self, end: End) -> None:
         """Queue an end. It is in the queue when this returns, so that a cancelled request, too, leaves its end."""
         if self._closed:

@@ -7,10 +7,14 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from skeino.errors import StoreError, StoreUnavailableError
+from skeino.persistence.heartbeat import Heartbeat
+from skeino.persistence.leases import LeasingStore
+from skeino.persistence.memory import InMemoryMetadataStore
 from skeino.persistence.opening import Persistence, open_persistence
 from skeino.persistence.protocol import MetadataStoreProtocol
 from skeino.persistence.rows import RunError, RunFinish
@@ -43,7 +47,8 @@ class Opening:
     def __init__(self, settings: SkeinoSettings, when_closed: Callable[[Opening], None]) -> None:
         self.loop = asyncio.get_running_loop()
         self.process_id = os.getpid()
-        self.worker_id = f"{socket.gethostname()[:100]}-{os.getpid()}-{new_id()}"
+        self._heartbeat: Heartbeat | None = None
+        self._worker_id = new_worker_id()
         self.users = 0
         self.closing = False
         self._settings = settings
@@ -58,6 +63,11 @@ class Opening:
         self._store: MetadataStoreProtocol
         self._ends: Ends  # both are there once it is open
         self._owner = spawn(self._own(), "skeino")
+
+    @property
+    def worker_id(self) -> str:
+        """What runs that start now name as their worker; another one after a lease was lost."""
+        return self._worker_id if self._heartbeat is None else self._heartbeat.worker_id
 
     @property
     def is_open(self) -> bool:
@@ -129,6 +139,7 @@ class Opening:
             ThreadNotFoundError, InvalidInputError, StoreUnavailableError: as `start_run`; also while closing.
         """
         try:
+            self._refuse_if_forgotten()
             await write_row(run, self._store, self.worker_id)
         except asyncio.CancelledError:
             run.write_row = None  # it may be there all the same
@@ -177,7 +188,7 @@ class Opening:
         ledger = run.ledger
         finish: RunFinish = {
             "run_id": run.run_id,
-            "worker_id": self.worker_id,
+            "worker_id": run.worker_id or self.worker_id,
             "status": outcome.status,
             "finished_at": datetime.now(UTC),
             "thread_id": run.thread_id,
@@ -211,6 +222,7 @@ class Opening:
 
     async def _write_row_late(self, run: Run) -> None:
         try:
+            self._refuse_if_forgotten()
             await write_row(run, self._store, self.worker_id)
         finally:
             del self._rows_being_written[run.run_id]
@@ -229,7 +241,10 @@ class Opening:
     async def _own(self) -> None:
         """The owner task: open, wait to be closed (or cancelled with the event loop), drain, close."""
         try:
-            async with open_persistence(self._settings) as persistence:
+            async with (
+                open_persistence(self._settings) as persistence,
+                self._leased(persistence.metadata_store) as self._heartbeat,
+            ):
                 self._store = persistence.metadata_store
                 self._ends = Ends(self._store)
                 self.state = {
@@ -250,6 +265,29 @@ class Opening:
             self._ready.exception()  # retrieved, in case nobody waits any more
         finally:
             self._when_closed(self)
+
+    def _refuse_if_forgotten(self) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.refuse_if_forgotten()
+
+    def _leased(self, store: MetadataStoreProtocol) -> AbstractAsyncContextManager[Heartbeat | None]:
+        """Hold a lease within, if the store has them: where it has not, nobody ends the runs of a process that dies."""
+        seconds = self._settings.lease_seconds
+        if seconds and isinstance(store, LeasingStore):
+            return Heartbeat(store, seconds, new_worker_id, self._known_runs)
+        if seconds and not isinstance(store, InMemoryMetadataStore):  # whose rows die with the process
+            logger.warning("This metadata store keeps no leases: the runs of a process that dies will stay active.")
+        return nullcontext()
+
+    def _known_runs(self) -> set[str] | None:
+        """The runs that have no end in the store yet, but will; None once the event loop is closed.
+
+        The heartbeat's thread asks. A copy of a set or a dictionary's keys is made at once, whoever changes it.
+        """
+        if self.loop.is_closed():
+            return None
+        active = {run.run_id for run in list(self._active)}
+        return active.union(list(self._rows_being_written), self._ends.due() if self._ready.done() else ())
 
     async def _drain(self, store: MetadataStoreProtocol) -> None:
         """Write what is due; then end the runs that are still active as interrupted."""
@@ -272,6 +310,11 @@ class Opening:
             logger.error("Not all runs could be ended at shutdown, %d ends are due: %s", len(self._ends), exc)
         finally:
             self._ends.close()
+
+
+def new_worker_id() -> str:
+    """For people it begins with the machine and the process."""
+    return f"{socket.gethostname()[:100]}-{os.getpid()}-{new_id()}"
 
 
 def _shutting_down() -> StoreUnavailableError:

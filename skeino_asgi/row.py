@@ -8,7 +8,7 @@ from skeino_asgi.correlation import correlation_of
 
 
 async def write_row(run: Run, store: MetadataStoreProtocol, worker_id: str, *, with_thread: bool = True) -> None:
-    """Write the row; again, if need be: the store knows the run by its id.
+    """Write the row; again, if need be: the store knows the run by its id, and it stays the worker's who tried first.
 
     Raises:
         ThreadNotFoundError, InvalidInputError, StoreUnavailableError: as `start_run`.
@@ -17,9 +17,11 @@ async def write_row(run: Run, store: MetadataStoreProtocol, worker_id: str, *, w
     if run.traceparent is not None:
         kwargs = {**(kwargs or {}), "traceparent": run.traceparent}
     thread_id = run.thread_id if with_thread else None
+    if run.worker_id is None:
+        run.worker_id = worker_id
     await store.start_run(
         run.run_id,
-        worker_id=worker_id,
+        worker_id=run.worker_id,
         thread_id=thread_id,
         create_thread=run.creates_thread,
         owner=run.owner,

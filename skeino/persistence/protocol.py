@@ -6,6 +6,8 @@ All implementations pass the same test-suite, so what is said here holds on each
 - Rows are copies. Times are aware UTC, of the process that wrote them, to the microsecond.
 - No exception of a driver escapes: `StoreUnavailableError` when the database cannot be reached or is too slow.
 - A thread that belongs to another owner is treated as one that does not exist.
+- A store that has the method of `skeino.persistence.leases.LeasingStore` as well keeps leases: the runs of a process
+  that dies are ended by others. Without it they stay active.
 - Lists have a stable order: the chosen column, then the id, so pages neither overlap nor leave gaps.
 """
 
@@ -145,8 +147,9 @@ class MetadataStoreProtocol(Protocol):
 
         Returns:
             True if this call, or an earlier one of the same `finish`, ended the run. False if it was too
-            late: the run had ended otherwise, is another worker's, or is gone; nothing was changed then, and
-            a deleted thread does not come back.
+            late: the run had ended otherwise, is another worker's, or is gone; a deleted thread does not come
+            back. Nothing was changed then, but that the first such finish by the worker of a run that had ended
+            otherwise is kept in its `late_outcome`.
         """
         ...
 

@@ -147,6 +147,7 @@ def new_run(run_id: str, worker_id: str, start: RunStart) -> RunRow:
         first_checkpoint_id=None,
         last_checkpoint_id=None,
         paused=False,
+        late_outcome=None,
     )
 
 
@@ -199,6 +200,12 @@ def checked_finish(finish: RunFinish) -> RunFinish:
         if (checkpoint_id := finish[name]) is not None:
             validate_id(checkpoint_id, name)
     return checked
+
+
+def late_outcome_of(finish: RunFinish) -> dict[str, Any]:
+    """What is kept of a checked finish that came too late."""
+    kept = {name: value for name, value in finish.items() if name not in ("run_id", "worker_id")}
+    return {**kept, "finished_at": finish["finished_at"].isoformat(timespec="microseconds")}
 
 
 def checked_error(error: RunError) -> RunError:

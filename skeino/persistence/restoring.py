@@ -76,6 +76,7 @@ def _run(row: RunRow) -> RunRow:
         first_checkpoint_id=_checkpoint_id(row["first_checkpoint_id"], "first_checkpoint_id"),
         last_checkpoint_id=_checkpoint_id(row["last_checkpoint_id"], "last_checkpoint_id"),
         paused=row["paused"],
+        late_outcome=None if row["late_outcome"] is None else validate_json_object(row["late_outcome"], "late_outcome"),
     )
 
 

@@ -75,6 +75,9 @@ class RunRow(TypedDict):
     last_checkpoint_id: str | None
     paused: bool
     """Whether the run left its graph waiting for a human."""
+    late_outcome: dict[str, Any] | None
+    """How the run ended by its worker's account, where that came when it had been ended otherwise: the first such
+    `RunFinish`, without its ids, and with `finished_at` as ISO 8601 text."""
 
 
 class RunFinish(TypedDict):

@@ -27,6 +27,7 @@ import pytest  # noqa: E402 – after the sentence that names what is missing
 pytest.register_assert_rewrite(*(module.name for module in iter_modules(__path__, f"{__name__}.")))
 
 from skeino.testing.contract import MetadataStoreContract  # noqa: E402
+from skeino.testing.leases import LeaseContract  # noqa: E402
 from skeino.testing.making import (  # noqa: E402
     T0,
     WORKER,
@@ -42,6 +43,7 @@ from skeino.testing.making import (  # noqa: E402
 __all__ = [
     "T0",
     "WORKER",
+    "LeaseContract",
     "MetadataStoreContract",
     "at",
     "ending",

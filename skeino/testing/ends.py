@@ -47,6 +47,7 @@ class EndsContract:
             "first_checkpoint_id": "c1",
             "last_checkpoint_id": "c3",
             "paused": True,
+            "late_outcome": None,
         }
         thread = await the_thread(store, "t")
         assert (thread["status"], thread["created_at"], thread["updated_at"]) == ("interrupted", T0, at(60))
@@ -56,6 +57,7 @@ class EndsContract:
         run_id = await finished(store, "t", status=status)
         before = await everything(store)
         assert await store.finish_run(ending(run_id, status=status)) is True, "the same end, repeated"
+        assert await everything(store) == before
         for other in {"success", "error", "timeout", "interrupted"} - {status}:
             assert (
                 await store.finish_run(ending(run_id, status=other, thread_status="error", metadata={"a": 1})) is False
@@ -63,7 +65,46 @@ class EndsContract:
         later = ending(run_id, status=status, finished_at=at(61), thread_status="error")
         assert await store.finish_run(later) is False, "another end of the same status"
         assert await store.interrupt_runs(WORKER, {"code": "x", "type": None, "message": "x"}) == 0
-        assert await everything(store) == before
+        threads, (run,) = await everything(store)
+        assert (threads, [{**run, "late_outcome": None}]) == before
+
+    async def test_the_first_end_that_comes_too_late_is_kept_aside(self, store: MetadataStoreProtocol) -> None:
+        run_id, other = await finished(store, "t", status="error"), await started(store, "t")
+        before = [await the_run(store, run_id), await the_run(store, other)]
+        late = ending(run_id, finished_at=at(61), error=ERROR, http_status=200, metadata={"m": [None]}, paused=True)
+        assert await store.finish_run(late) is False
+        assert await store.finish_run(late) is False, "it is late again"
+        assert await store.finish_run(ending(run_id, status="timeout", finished_at=at(62))) is False
+        assert [await the_run(store, run_id), await the_run(store, other)] == [
+            {
+                **before[0],
+                "late_outcome": {
+                    "status": "success",
+                    "finished_at": "2026-03-01T12:01:01.123456+00:00",
+                    "thread_id": None,
+                    "thread_status": "idle",
+                    "error": ERROR,
+                    "http_status": 200,
+                    "metadata": {"m": [None]},
+                    "checkpoint_count": 0,
+                    "first_checkpoint_id": None,
+                    "last_checkpoint_id": None,
+                    "paused": True,
+                },
+            },
+            before[1],
+        ]
+        assert (await store.search_runs(ids=[run_id]))[0] == await the_run(store, run_id)
+
+    async def test_an_end_that_is_too_late_for_a_run_that_was_interrupted_is_kept_aside(
+        self, store: MetadataStoreProtocol
+    ) -> None:
+        run_id = await started(store, "t")
+        await store.interrupt_runs(WORKER, {"code": "x", "type": None, "message": "x"})
+        assert await store.finish_run(ending(run_id)) is False
+        late = (await the_run(store, run_id))["late_outcome"]
+        assert late is not None
+        assert late["status"] == "success"
 
     async def test_only_the_worker_that_owns_a_run_ends_it(self, store: MetadataStoreProtocol) -> None:
         run_id = await started(store, "t")
@@ -71,7 +112,9 @@ class EndsContract:
         assert await store.finish_run(ending(run_id, worker_id="other")) is False
         assert await everything(store) == before
         assert await store.finish_run(ending(run_id)) is True
+        before = await everything(store)
         assert await store.finish_run(ending(run_id, worker_id="other")) is False
+        assert await everything(store) == before, "it is not the other's to say anything of"
 
     async def test_the_end_of_an_unknown_run_is_too_late(self, store: MetadataStoreProtocol) -> None:
         assert await store.finish_run(ending(new_id(), thread_id="t")) is False

@@ -43,6 +43,7 @@ class RunsContract:
             "first_checkpoint_id": None,
             "last_checkpoint_id": None,
             "paused": False,
+            "late_outcome": None,
         }
         thread = await the_thread(store, "t")
         assert (thread["owner"], thread["status"], thread["metadata"], thread["config"]) == ("ann", "busy", {}, {})

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.table import Table
 
-from tests.chaos import cold_starts
+from tests.chaos import blocked, cold_starts, kills, restarts, stops
 from tests.servers.process import ServerUnavailableError
 
 
@@ -24,7 +24,13 @@ class Harness(Protocol):
     def table(self, result: dict[str, Any]) -> Table: ...
 
 
-HARNESSES: dict[str, Harness] = {"cold-starts": cold_starts}
+HARNESSES: dict[str, Harness] = {
+    "cold-starts": cold_starts,
+    "kills": kills,
+    "stops": stops,
+    "restarts": restarts,
+    "blocked": blocked,
+}
 
 
 def main() -> int:

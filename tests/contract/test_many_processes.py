@@ -11,6 +11,8 @@ import psycopg
 import pytest
 from pymongo import MongoClient
 
+from skeino.persistence.mongodb.schema import INDEXES
+
 NUMBER = 24
 
 
@@ -36,7 +38,7 @@ def test_a_fresh_file_is_opened_by_many_processes_at_once(tmp_path: Path, attemp
     connection = sqlite3.connect(path)
     try:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        assert {"checkpoints", "writes", "app_schema", "app_threads", "app_runs"} <= tables
+        assert {"checkpoints", "writes", "app_schema", "app_threads", "app_runs", "app_workers"} <= tables
         assert connection.execute("SELECT count(*), max(version) FROM app_schema").fetchone() == (1, 1)
         assert connection.execute("SELECT count(*) FROM app_runs").fetchone() == (NUMBER,)
         assert connection.execute("SELECT count(*) FROM app_threads").fetchone() == (1,)
@@ -64,12 +66,13 @@ def test_a_fresh_mongodb_database_is_opened_by_many_processes_at_once(mongodb_ur
     assert opened_by_many("mongodb", mongodb_uri) == [None] * NUMBER
     with MongoClient[Any](mongodb_uri) as client:
         database = client.get_default_database()
-        collections = {"checkpoints", "checkpoint_writes", "app_schema", "app_threads", "app_runs"}
+        collections = {"checkpoints", "checkpoint_writes", "app_schema", "app_threads", "app_runs", "app_workers"}
         assert set(database.list_collection_names()) == collections
         assert [one["version"] for one in database["app_schema"].find()] == [1]
         assert database["app_runs"].count_documents({}) == NUMBER
         assert database["app_threads"].count_documents({}) == 1
-        assert len(database["app_runs"].index_information()) == 5
+        names = {"_id_", *(index.document["name"] for index in INDEXES["app_runs"])}
+        assert database["app_runs"].index_information().keys() == names
         assert len(database["checkpoints"].index_information()) == 2
 
 
@@ -84,6 +87,7 @@ def check_postgres(dsn: str) -> None:
             "app_schema",
             "app_threads",
             "app_runs",
+            "app_workers",
         }
         assert connection.execute("SELECT count(*), max(version) FROM app_schema").fetchone() == (1, 1)
         assert connection.execute("SELECT count(*) FROM app_runs").fetchone() == (NUMBER,)

@@ -44,6 +44,7 @@ def run(thread_id: str | None, **changes: Any) -> RunRow:
         "first_checkpoint_id": "1f0-a",
         "last_checkpoint_id": "1f0-c",
         "paused": True,
+        "late_outcome": {"status": "success", "metadata": {"1e23": 1e23}, "error": None},
     }
     return cast("RunRow", {**row, **changes})
 
@@ -51,7 +52,15 @@ def run(thread_id: str | None, **changes: Any) -> RunRow:
 async def test_rows_come_back_as_they_were(store: MetadataStoreProtocol) -> None:
     threads = [thread("t1"), thread("t2", owner=None, ttl=None, status="error"), thread("t3", status="idle")]
     runs = [run("t1", status=status) for status in TERMINAL_STATUSES] + [
-        run(None, error=None, http_status=None, first_checkpoint_id=None, last_checkpoint_id=None, paused=False)
+        run(
+            None,
+            error=None,
+            http_status=None,
+            first_checkpoint_id=None,
+            last_checkpoint_id=None,
+            paused=False,
+            late_outcome=None,
+        )
     ]
 
     assert await store.restore_threads(threads) == 3
@@ -127,6 +136,7 @@ WRONG_RUNS: Sequence[dict[str, Any]] = [
     {"checkpoint_count": -1},
     {"last_checkpoint_id": ""},
     {"paused": 1},
+    {"late_outcome": "success"},
     {"started_at": "yesterday"},
 ]
 

@@ -189,6 +189,7 @@ async def _runs_of_all_statuses(store: MetadataStoreProtocol) -> None:
             "first_checkpoint_id": None,
             "last_checkpoint_id": None,
             "paused": False,
+            "late_outcome": None,
         }
         return cast("RunRow", {**run, **changes})
 
@@ -198,7 +199,7 @@ async def _runs_of_all_statuses(store: MetadataStoreProtocol) -> None:
             *(row(number, thread_id=None) for number in range(450)),
             row(1, status="error", error=failed, http_status=500),
             row(2, status="timeout", error=failed),
-            row(3, status="interrupted", paused=True),
+            row(3, status="interrupted", paused=True, late_outcome={"status": "success", "finished_at": "9"}),
             row(4, status="pending", finished_at=None),
             row(5, status="running", finished_at=None),
         ]

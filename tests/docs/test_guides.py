@@ -235,7 +235,7 @@ async def test_postgres(
     await use_both_halves(settings_for(owner), builder)
     with psycopg.connect(chat) as connection:
         found = connection.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'skeino'").fetchone()
-    assert found == (7,)
+    assert found == (8,)
 
 
 # PyMongo leaves the socket of a heartbeat that is cancelled by `close()` to the garbage collector.

@@ -114,13 +114,13 @@ def test_the_ledgers_columns() -> None:
     assert set(columns) <= set(RunRow.__annotations__)
 
 
-def test_the_error_codes_are_the_middlewares() -> None:
+def test_the_error_codes_are_the_middlewares_and_the_leases() -> None:
     page = ROOT / "docs/runs.md"
-    rows = table(page, "what happened") + table(page, "what happened to the connection")
-    documented = {row[2] for row in rows} - {""}
+    headings = ("what happened", "what happened to the connection", "how the run ended")
+    documented = {row[2] for heading in headings for row in table(page, heading)} - {""}
     written = {
         code
-        for file in (ROOT / "skeino_asgi").glob("*.py")
+        for file in [*(ROOT / "skeino_asgi").glob("*.py"), ROOT / "skeino/persistence/leases.py"]
         for code in re.findall(r'(?:code=|\bfailed\(|\binterrupted\()\s*"(\w+)"', file.read_text())
     }
     assert documented == written | {"timeout", "exception", HTTP_ERROR}

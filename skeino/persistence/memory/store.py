@@ -24,6 +24,7 @@ from skeino.persistence.queries import (
     checked_if_exists,
     checked_owner,
     checked_ttl_change,
+    late_outcome_of,
     new_run,
     new_thread,
     run_query,
@@ -106,7 +107,11 @@ class InMemoryMetadataStore:
         if run is None or run["worker_id"] != finish["worker_id"]:
             return False
         if run["status"] not in ACTIVE_STATUSES:
-            return run["status"] == finish["status"] and run["finished_at"] == finish["finished_at"]
+            if run["status"] == finish["status"] and run["finished_at"] == finish["finished_at"]:
+                return True
+            if run["late_outcome"] is None:
+                run["late_outcome"] = late_outcome_of(finish)
+            return False
         self._end(run, finish)
         return True
 

@@ -34,6 +34,10 @@ OPTIONS: Final[dict[str, tuple[Any, Any]]] = {
 PyMongo's own waits are 20 and 30 seconds, or unbounded.
 """
 
+APP_NAME: Final = "skeino"
+LEASES_APP_NAME: Final = "skeino leases"
+"""How the server knows clients that are made here, unless the URI names them otherwise."""
+
 CHECKPOINTS_DATABASE: Final = "checkpointing_db"  # where LangGraph's saver keeps them by default
 METADATA_DATABASE: Final = "skeino"
 
@@ -101,6 +105,21 @@ def clients_of(spec: CheckpointerSpec, options: Document) -> Clients:
     )
 
 
+def client_for_leases(clients: Clients, limit: float) -> tuple[MongoClient[Document], bool]:
+    """A client with one connection, that of nobody else, and whether it is to be closed: of an application's Motor
+    client that comes without a URI there is no other like it.
+
+    Args:
+        clients: those of the deployment.
+        limit: seconds for each wait.
+    """
+    if not clients.address.uri:
+        return clients.blocking, False
+    waits = ("waitQueueTimeoutMS", "socketTimeoutMS", "connectTimeoutMS", "serverSelectionTimeoutMS")
+    parameters = {"appname": LEASES_APP_NAME, "maxPoolSize": 1, **dict.fromkeys(waits, round(1000 * limit))}
+    return _made(MongoClient, clients.address, parameters), True
+
+
 @dataclass(frozen=True, slots=True)
 class Address:
     """A checked URI."""
@@ -164,7 +183,7 @@ def _parsed(uri: str) -> Document | None:
 def _parameters(options: Document, address: Address) -> Document:
     """What both clients are told besides the URI; what the URI says itself wins, but for where to read."""
     parameters = {
-        "appname": "skeino",
+        "appname": APP_NAME,
         "maxPoolSize": options["pool_max_size"],
         "waitQueueTimeoutMS": round(1000 * options["pool_timeout"]),
         "socketTimeoutMS": round(1000 * options["operation_timeout"]),  # what a thread waits, whoever gave up before

@@ -40,6 +40,7 @@ from skeino.persistence.mongodb.clients import (
     OPTIONS,
     Clients,
     Document,
+    client_for_leases,
     clients_of,
 )
 from skeino.persistence.registry import CheckpointerSpec
@@ -74,14 +75,14 @@ class MongoDatabase:
         self.transactions = transactions
         """Whether the deployment has them: a replica set or a sharded cluster does, a server that stands alone not."""
         self._metadata_name = address.database or METADATA_DATABASE
-        self._ours = clients.ours
+        self._clients = clients
         # Whatever the defaults of a client that the application has made. A transaction would have those, too.
-        self._concerns: dict[str, Any] = {
+        self.concerns: dict[str, Any] = {
             "read_concern": clients.read_concern,
             "write_concern": clients.write_concern,
             "read_preference": ReadPreference.PRIMARY,
         }
-        self._as_needed = {"codec_options": DEFAULT_CODEC_OPTIONS, **self._concerns}
+        self._as_needed = {"codec_options": DEFAULT_CODEC_OPTIONS, **self.concerns}
         self.operation_timeout = operation_timeout
         self._places = asyncio.Semaphore(clients.places)
         waiting = self.client.options.pool_options.wait_queue_timeout
@@ -93,6 +94,14 @@ class MongoDatabase:
     def metadata(self) -> AsyncDatabase[Document]:
         """The database of threads and runs."""
         return self.client.get_database(self._metadata_name, **self._as_needed)
+
+    def metadata_of(self, client: MongoClient[Document]) -> Database[Document]:
+        """As `metadata`, by another client."""
+        return client.get_database(self._metadata_name, **self._as_needed)
+
+    def client_for_leases(self, limit: float) -> tuple[MongoClient[Document], bool]:
+        """A blocking client of the same deployment, as `clients.client_for_leases` says."""
+        return client_for_leases(self._clients, limit)
 
     @property
     def checkpoints(self) -> Database[Document]:
@@ -172,7 +181,7 @@ class MongoDatabase:
                 return await work(None)
             started: Any = self.client.start_session()  # a coroutine in Motor, and none in PyMongo
             async with await started if inspect.isawaitable(started) else started as session:
-                done: T = await session.with_transaction(once, **self._concerns)
+                done: T = await session.with_transaction(once, **self.concerns)
                 return done
 
     def blocking_transact(self, work: Callable[[ClientSession | None], T]) -> T:
@@ -185,7 +194,7 @@ class MongoDatabase:
         if not self.transactions:
             return work(None)
         with self.blocking_client.start_session() as session:
-            return session.with_transaction(attempt, **self._concerns)
+            return session.with_transaction(attempt, **self.concerns)
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Run blocking `work` in one of this database's threads; a graph's are not kept waiting by it.
@@ -205,7 +214,7 @@ class MongoDatabase:
         """Close the clients that are ours, each of which says good-bye to the server, if there is one."""
         self._closed = True
         closing = ThreadPoolExecutor(1)  # the other threads may all be busy
-        loop, ours = asyncio.get_running_loop(), self._ours
+        loop, ours = asyncio.get_running_loop(), self._clients.ours
         try:
             await asyncio.gather(
                 *(loop.run_in_executor(closing, one.close) for one in ours if isinstance(one, MongoClient)),

@@ -4,7 +4,7 @@
   has not ended is the largest of them, so that sorting by it needs nothing computed.
 - Metadata is an array with an entry for each key, because a key may be any text, `$set` and `a.b` included, which the
   names of fields may not. An entry has the value as JSON, as it is returned, and what it equals, as it is searched.
-- What is never searched (`config`, `kwargs`, `error`) is JSON text.
+- What is never searched (`config`, `kwargs`, `error`, `late_outcome`) is JSON text.
 
 Texts of callers stand only where MongoDB expects values: in updates that are pipelines, within `$literal`.
 """
@@ -68,6 +68,7 @@ def run_document(run: RunRow) -> Document:
         "metadata": entries_of(run["metadata"]),
         "kwargs": json_text(run["kwargs"]),
         "error": error_text(run["error"]),
+        "late_outcome": None if run["late_outcome"] is None else json_text(run["late_outcome"]),
         "created_at": microseconds(run["created_at"]),
         "started_at": microseconds(run["started_at"]),
         "finished_at": NOT_YET if run["finished_at"] is None else microseconds(run["finished_at"]),
@@ -86,6 +87,7 @@ def run_of(document: Document) -> RunRow:
             "metadata": _metadata_of(document["metadata"]),
             "kwargs": json.loads(document["kwargs"]),
             "error": None if document["error"] is None else json.loads(document["error"]),
+            "late_outcome": None if row["late_outcome"] is None else json.loads(document["late_outcome"]),
             "created_at": _time_of(document["created_at"]),
             "started_at": _time_of(document["started_at"]),
             "finished_at": None if document["finished_at"] == NOT_YET else _time_of(document["finished_at"]),

@@ -21,8 +21,9 @@ Command = dict[str, Any]
 SCHEMA: Final = "app_schema"
 THREADS: Final = "app_threads"
 RUNS: Final = "app_runs"
+WORKERS: Final = "app_workers"
 _CHECKPOINTS: Final = ("checkpoints", "checkpoint_writes")
-_OURS: Final = (SCHEMA, THREADS, RUNS)
+_OURS: Final = (SCHEMA, THREADS, RUNS, WORKERS)
 
 # Few runs are active, and few rows have one of the rarer statuses: small indexes.
 _ACTIVE: Final = {"partialFilterExpression": {"active": True}}
@@ -53,6 +54,7 @@ INDEXES: Final[dict[str, list[IndexModel]]] = {
         IndexModel([("thread_id", ASCENDING)], name="active_of_thread", **_ACTIVE),
         IndexModel([("worker_id", ASCENDING)], name="active_of_worker", **_ACTIVE),
     ],
+    WORKERS: [IndexModel([("lost_at", ASCENDING)], name="lost")],
 }
 
 

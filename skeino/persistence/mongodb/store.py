@@ -10,6 +10,7 @@ A thread's `busy` is not stored: it is derived from the active runs, so nothing 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, Unpack
@@ -18,6 +19,7 @@ from pymongo import ReturnDocument, UpdateOne
 from pymongo.errors import DuplicateKeyError
 
 from skeino.errors import RunNotFoundError, StoreError, ThreadBusyError, ThreadExistsError, ThreadNotFoundError
+from skeino.persistence.answers import made_of
 from skeino.persistence.mongodb.batches import Attachment, End, Start
 from skeino.persistence.mongodb.connections import MongoDatabase
 from skeino.persistence.mongodb.documents import (
@@ -35,6 +37,7 @@ from skeino.persistence.mongodb.documents import (
     thread_pipeline,
     update,
 )
+from skeino.persistence.mongodb.leases import MongoLeases
 from skeino.persistence.mongodb.run_writes import Collection, RunWrites, Session, refuse_other_owner, settle
 from skeino.persistence.mongodb.schema import RUNS, THREADS
 from skeino.persistence.protocol import NewThread, RunSearch, RunStart, ThreadSearch
@@ -43,6 +46,7 @@ from skeino.persistence.queries import (
     checked_finish,
     checked_if_exists,
     checked_ttl_change,
+    late_outcome_of,
     new_run,
     new_thread,
     run_query,
@@ -77,6 +81,7 @@ class MongoMetadataStore:
         self._threads = database.metadata[THREADS]
         self._runs = database.metadata[RUNS]
         self._run_writes = RunWrites(database, self._threads, self._runs)
+        self._keeping: set[asyncio.Task[bool]] = set()  # the event loop does not hold them
 
     # ── A run's life ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -94,11 +99,31 @@ class MongoMetadataStore:
         await self._run_writes.write(Attachment(validate_run_id(run_id), thread))
 
     def finish_run(self, finish: RunFinish) -> Awaitable[bool]:
-        return self._run_writes.enqueue(End(checked_finish(finish)))
+        checked = checked_finish(finish)
+
+        def ended(in_time: bool) -> bool | asyncio.Task[bool]:
+            if in_time:
+                return True
+            task = asyncio.create_task(self._keep_aside(checked), name="skeino end of run")
+            self._keeping.add(task)
+            task.add_done_callback(self._keeping.discard)
+            return task
+
+        return made_of(self._run_writes.enqueue(End(checked)), ended)
+
+    async def _keep_aside(self, finish: RunFinish) -> bool:
+        """Keep an end that came too late: it has not ended the run, which is what this returns."""
+        run = {"_id": finish["run_id"], "worker_id": finish["worker_id"], "active": False, "late_outcome": None}
+        async with self._database.operation():
+            await self._runs.update_one(run, {"$set": {"late_outcome": json_text(late_outcome_of(finish))}})
+        return False
 
     async def close(self) -> None:
         """Write what is still to be written of runs' lives, and take no more."""
         await self._run_writes.close()
+
+    def open_leases(self, limit: float) -> MongoLeases:
+        return MongoLeases(self._database, limit)
 
     async def interrupt_runs(self, worker_id: str, error: RunError) -> int:
         validate_id(worker_id, "worker_id")

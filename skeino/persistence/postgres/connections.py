@@ -56,12 +56,15 @@ class PostgresDatabase:
     def __init__(
         self,
         pool: AsyncConnectionPool[Connection],
+        parameters: Mapping[str, Any],
         connect: Callable[[], Awaitable[Connection]],
         place: str,
         operation_timeout: float,
         pipeline: bool,
     ) -> None:
         self.pool = pool
+        self.parameters = parameters
+        """Of the pool's connections, for one beside them."""
         self.place = place
         """Host, port and database, for messages."""
         self.pipeline = pipeline
@@ -162,7 +165,7 @@ async def open_database(spec: CheckpointerSpec) -> AsyncIterator[PostgresDatabas
     )
     try:
         await pool.open()
-        database = PostgresDatabase(pool, connect, place, options["operation_timeout"], options["pipeline"])
+        database = PostgresDatabase(pool, parameters, connect, place, options["operation_timeout"], options["pipeline"])
         try:
             await database.open()
             yield database

@@ -56,7 +56,8 @@ MIGRATIONS: Final[tuple[LiteralString, ...]] = (
         checkpoint_count integer NOT NULL DEFAULT 0,
         first_checkpoint_id text,
         last_checkpoint_id text,
-        paused boolean NOT NULL DEFAULT false
+        paused boolean NOT NULL DEFAULT false,
+        late_outcome jsonb
     );
     CREATE INDEX app_runs_of_thread ON app_runs (thread_id, created_at, run_id);
     CREATE INDEX app_runs_created ON app_runs (created_at, run_id);
@@ -66,6 +67,14 @@ MIGRATIONS: Final[tuple[LiteralString, ...]] = (
     CREATE INDEX app_runs_failed ON app_runs (status, created_at, run_id)
         WHERE status IN ('error', 'timeout', 'interrupted');
     CREATE INDEX app_runs_metadata ON app_runs USING gin (metadata jsonb_path_ops) WHERE metadata <> '{}';
+    CREATE INDEX app_runs_of_worker ON app_runs (worker_id) WHERE status IN ('pending', 'running');
+    CREATE TABLE app_workers (
+        worker_id text COLLATE "C" PRIMARY KEY,
+        started_at timestamptz NOT NULL,
+        expires_at timestamptz NOT NULL,
+        seconds double precision NOT NULL,
+        lost_at timestamptz
+    );
     """,
 )
 """One entry for each version, in order; a version that has been released never changes."""
@@ -79,7 +88,7 @@ TRY_LOCK: Final = "SELECT pg_try_advisory_xact_lock(x'736B65696E6F'::bigint) AS 
 VERSIONS: Final = "CREATE TABLE IF NOT EXISTS app_schema (version integer NOT NULL, compatible_from integer NOT NULL)"
 _LOCK_TIMEOUT: Final = 60.0
 _TABLES: Final = ("checkpoint_migrations", "checkpoints", "checkpoint_blobs", "checkpoint_writes")
-_OUR_TABLES: Final = ("app_schema", "app_threads", "app_runs")
+_OUR_TABLES: Final = ("app_schema", "app_threads", "app_runs", "app_workers")
 
 # Another process that makes the same without our lock, LangGraph's own `setup()` say, or a server process that goes on
 # with the statement of a client that was killed.

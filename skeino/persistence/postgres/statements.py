@@ -13,6 +13,7 @@ from skeino.persistence.queries import Query, checked_owner
 from skeino.persistence.rows import ANY_OWNER, OwnerFilter, RunRow, ThreadRow, ThreadTTL
 
 RUN_COLUMNS = tuple(RunRow.__annotations__)
+_JSON = ("metadata", "kwargs", "error", "late_outcome")
 ACTIVE = "status IN ('pending', 'running')"
 
 INSERT_THREAD = """
@@ -97,9 +98,16 @@ FINISH_RUN = f"""
     )
     SELECT 1 AS done FROM finished
 """
-WAS_FINISHED_SO = """
-    SELECT 1 AS done FROM app_runs
-    WHERE run_id = %(run_id)s AND worker_id = %(worker_id)s AND status = %(status)s AND finished_at = %(finished_at)s
+# For an end that changed nothing. What another worker says of the run, and the same end repeated, is not kept.
+KEEP_LATE_OUTCOME = f"""
+    WITH ended AS (
+        SELECT status = %(status)s AND finished_at = %(finished_at)s AS so FROM app_runs
+        WHERE run_id = %(run_id)s AND worker_id = %(worker_id)s AND NOT ({ACTIVE})
+    ), kept AS (
+        UPDATE app_runs SET late_outcome = %(late_outcome)s
+        WHERE run_id = %(run_id)s AND late_outcome IS NULL AND EXISTS (SELECT FROM ended WHERE NOT so)
+    )
+    SELECT 1 AS done FROM ended WHERE so
 """
 INTERRUPT_RUNS = f"""
     WITH finished AS (
@@ -118,9 +126,7 @@ THREAD_FIELDS = f"""
     thread_id, owner, CASE WHEN {IS_BUSY} THEN 'busy' ELSE status END AS status, metadata::text AS metadata,
     config::text AS config, ttl_strategy, ttl_minutes, created_at, updated_at
 """
-RUN_FIELDS = ", ".join(
-    f"{column}::text AS {column}" if column in ("metadata", "kwargs", "error") else column for column in RUN_COLUMNS
-)
+RUN_FIELDS = ", ".join(f"{column}::text AS {column}" if column in _JSON else column for column in RUN_COLUMNS)
 SELECT_THREADS = f"SELECT {THREAD_FIELDS} FROM app_threads t"
 SELECT_RUNS = f"SELECT {RUN_FIELDS} FROM app_runs t"
 
@@ -187,6 +193,7 @@ def run_of(row: DictRow) -> RunRow:
             "metadata": _json_of(row["metadata"]),
             "kwargs": _json_of(row["kwargs"]),
             "error": None if row["error"] is None else _json_of(row["error"]),
+            "late_outcome": None if row["late_outcome"] is None else _json_of(row["late_outcome"]),
             "created_at": row["created_at"].astimezone(UTC),
             "started_at": row["started_at"].astimezone(UTC),
             "finished_at": None if row["finished_at"] is None else row["finished_at"].astimezone(UTC),
@@ -200,6 +207,7 @@ def run_values(run: RunRow) -> dict[str, Any]:
         "metadata": Jsonb(run["metadata"]),
         "kwargs": Jsonb(run["kwargs"]),
         "error": None if run["error"] is None else Jsonb(run["error"]),
+        "late_outcome": None if run["late_outcome"] is None else Jsonb(run["late_outcome"]),
     }
 
 

@@ -24,17 +24,18 @@ from skeino.errors import (
 from skeino.persistence.answers import made_of
 from skeino.persistence.postgres.batches import ATTACH, FINISH, INTERRUPT, START, START_ON_THREAD, START_READING
 from skeino.persistence.postgres.connections import PostgresDatabase
+from skeino.persistence.postgres.leases import PostgresLeases
 from skeino.persistence.postgres.statements import (
     ACTIVE,
     INSERT_THREAD,
     IS_BUSY,
+    KEEP_LATE_OUTCOME,
     LOCK_THREADS,
     RUN_FIELDS,
     SELECT_RUNS,
     SELECT_THREADS,
     START_RUN,
     THREAD_FIELDS,
-    WAS_FINISHED_SO,
     run_of,
     run_values,
     search_clauses,
@@ -50,6 +51,7 @@ from skeino.persistence.queries import (
     checked_finish,
     checked_if_exists,
     checked_ttl_change,
+    late_outcome_of,
     new_run,
     new_thread,
     run_query,
@@ -118,7 +120,7 @@ class MetadataStore:
         def ended(rows: list[DictRow]) -> bool | asyncio.Task[bool]:
             if rows:
                 return True
-            task = asyncio.create_task(self._was_finished_so(values), name="skeino end of run")
+            task = asyncio.create_task(self._keep_aside(finish, values), name="skeino end of run")
             self._looking.add(task)
             task.add_done_callback(self._looking.discard)
             return task
@@ -126,8 +128,10 @@ class MetadataStore:
         written = self._database.writer.enqueue(FINISH, values, finish["run_id"], thread=finish["thread_id"])
         return made_of(written, ended)
 
-    async def _was_finished_so(self, values: dict[str, Any]) -> bool:
-        return bool(await self._database.fetch(WAS_FINISHED_SO, values))
+    async def _keep_aside(self, finish: RunFinish, values: dict[str, Any]) -> bool:
+        """Keep an end that changed nothing, unless it had ended the run itself, before: whether it had."""
+        values["late_outcome"] = Jsonb(late_outcome_of(finish))
+        return bool(await self._database.fetch(KEEP_LATE_OUTCOME, values))
 
     async def interrupt_runs(self, worker_id: str, error: RunError) -> int:
         validate_id(worker_id, "worker_id")
@@ -135,6 +139,9 @@ class MetadataStore:
         rows = await self._write(INTERRUPT, values, worker_id)
         number: int = rows[0]["number"]
         return number
+
+    def open_leases(self, limit: float) -> PostgresLeases:
+        return PostgresLeases(self._database.parameters, self._database.place, limit)
 
     # ── Runs ─────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -44,7 +44,8 @@ MIGRATIONS = (
         checkpoint_count INTEGER NOT NULL DEFAULT 0,
         first_checkpoint_id TEXT,
         last_checkpoint_id TEXT,
-        paused INTEGER NOT NULL DEFAULT 0
+        paused INTEGER NOT NULL DEFAULT 0,
+        late_outcome TEXT
     );
     CREATE INDEX app_runs_of_thread ON app_runs (thread_id, created_at, run_id);
     CREATE INDEX app_runs_created ON app_runs (created_at, run_id);
@@ -53,6 +54,14 @@ MIGRATIONS = (
     CREATE INDEX app_runs_of_owner ON app_runs (owner, created_at, run_id) WHERE owner IS NOT NULL;
     CREATE INDEX app_runs_failed ON app_runs (status, created_at, run_id)
         WHERE status IN ('error', 'timeout', 'interrupted');
+    CREATE INDEX app_runs_of_worker ON app_runs (worker_id) WHERE status IN ('pending', 'running');
+    CREATE TABLE app_workers (
+        worker_id TEXT NOT NULL PRIMARY KEY,
+        started_at TEXT NOT NULL,
+        expires_at TEXT NOT NULL,
+        seconds REAL NOT NULL,
+        lost_at TEXT
+    );
     """,
 )
 """One entry for each version, in order; a version that has been released never changes."""
@@ -62,7 +71,7 @@ COMPATIBLE_FROM: tuple[int, ...] = (1,)
 
 VERSIONS = "CREATE TABLE IF NOT EXISTS app_schema (version INTEGER NOT NULL, compatible_from INTEGER NOT NULL)"
 
-_TABLES = ("checkpoints", "writes", "app_schema", "app_threads", "app_runs")
+_TABLES = ("checkpoints", "writes", "app_schema", "app_threads", "app_runs", "app_workers")
 
 
 def create(connection: sqlite3.Connection) -> None:

@@ -38,6 +38,9 @@ FINISH_RUN = f"""
         ))
     WHERE run_id = :run_id AND worker_id = :worker_id AND {ACTIVE}
 """
+KEEP_LATE_OUTCOME = """
+    UPDATE app_runs SET late_outcome = :late_outcome WHERE run_id = :run_id AND late_outcome IS NULL
+"""
 SETTLE_THREAD = """
     UPDATE app_threads SET status = :thread_status, updated_at = max(updated_at, :finished_at)
     WHERE thread_id = (SELECT thread_id FROM app_runs WHERE run_id = :run_id)
@@ -152,6 +155,7 @@ def run_values(run: RunRow) -> dict[str, Any]:
         "metadata": json_text(run["metadata"]),
         "kwargs": json_text(run["kwargs"]),
         "error": None if run["error"] is None else json.dumps(run["error"]),
+        "late_outcome": None if run["late_outcome"] is None else json_text(run["late_outcome"]),
         "created_at": text_of(run["created_at"]),
         "started_at": text_of(run["started_at"]),
         "finished_at": None if run["finished_at"] is None else text_of(run["finished_at"]),
@@ -167,6 +171,7 @@ def run_of(row: Any) -> RunRow:
             "metadata": json.loads(values["metadata"]),
             "kwargs": json.loads(values["kwargs"]),
             "error": None if values["error"] is None else json.loads(values["error"]),
+            "late_outcome": None if values["late_outcome"] is None else json.loads(values["late_outcome"]),
             "created_at": datetime.fromisoformat(values["created_at"]),
             "started_at": datetime.fromisoformat(values["started_at"]),
             "finished_at": None if values["finished_at"] is None else datetime.fromisoformat(values["finished_at"]),

@@ -15,6 +15,7 @@ from skeino.persistence.queries import (
     checked_finish,
     checked_if_exists,
     checked_ttl_change,
+    late_outcome_of,
     new_run,
     new_thread,
     run_query,
@@ -23,6 +24,7 @@ from skeino.persistence.queries import (
 from skeino.persistence.restoring import owners_of_threads, restored_runs, restored_threads
 from skeino.persistence.rows import ANY_OWNER, OwnerFilter, RunError, RunFinish, RunRow, ThreadRow, ThreadTTL
 from skeino.persistence.sqlite.database import SqliteDatabase
+from skeino.persistence.sqlite.leases import SqliteLeases
 from skeino.persistence.sqlite.statements import (
     ACTIVE,
     ATTACH_RUN,
@@ -31,6 +33,7 @@ from skeino.persistence.sqlite.statements import (
     INSERT_THREAD,
     INTERRUPT_RUNS,
     IS_BUSY,
+    KEEP_LATE_OUTCOME,
     SELECT_RUNS,
     SELECT_THREADS,
     SETTLE_THREAD,
@@ -108,7 +111,12 @@ class SqliteMetadataStore:
             metadata, *ended = tuple(found)
             values["metadata"] = json.dumps(json.loads(metadata) | finish["metadata"])
             if connection.execute(FINISH_RUN, values).rowcount == 0:
-                return list(ended) == [finish["worker_id"], finish["status"], values["finished_at"]]
+                if list(ended) == [finish["worker_id"], finish["status"], values["finished_at"]]:
+                    return True
+                if ended[0] == finish["worker_id"]:
+                    late = {"run_id": finish["run_id"], "late_outcome": json_text(late_outcome_of(finish))}
+                    connection.execute(KEEP_LATE_OUTCOME, late)
+                return False
             if finish["thread_status"] is not None:
                 connection.execute(SETTLE_THREAD, values)
             return True
@@ -124,6 +132,9 @@ class SqliteMetadataStore:
             return connection.execute(INTERRUPT_RUNS, values).rowcount
 
         return await self._database.write(interrupt)
+
+    def open_leases(self, limit: float) -> SqliteLeases:
+        return SqliteLeases(self._database.path, limit)
 
     # ── Runs ─────────────────────────────────────────────────────────────────────────────────────────────
 
