@@ -234,12 +234,12 @@ async def test_the_server_s_errors_are_translated(
 ) -> None:
     async with open_persistence(settings_for(module_mongodb)) as persistence:
         for operation in (persistence.metadata_store.search_runs, lambda: persistence.checkpointer.aget_tuple(T)):
-            with failing(module_mongodb, ["find"], times=9, errorCode=code), pytest.raises(kind) as failed:
+            with failing(module_mongodb, ["find", "aggregate"], times=9, errorCode=code), pytest.raises(kind) as failed:
                 await operation()
             assert said_so in str(failed.value)
-        with failing(module_mongodb, ["find"], times=9, errorCode=code), pytest.raises(kind):
+        with failing(module_mongodb, ["find", "aggregate"], times=9, errorCode=code), pytest.raises(kind):
             await asyncio.to_thread(persistence.checkpointer.get_tuple, T)
-        with failing(module_mongodb, ["find"], times=9, errorCode=code), pytest.raises(kind):
+        with failing(module_mongodb, ["find", "aggregate"], times=9, errorCode=code), pytest.raises(kind):
             await asyncio.to_thread(lambda: list(persistence.checkpointer.list(T)))
 
 
