@@ -66,7 +66,7 @@ PLACES = {"served": ("postgres",), "network": ("postgres",), "memory": EVERYWHER
 FULL = {
     "runs": Effort(7, 0.5),
     "savers": Effort(5, 0.8),
-    "operations": Effort(9, 0.2),
+    "operations": Effort(4, 0.1),
     "growth": Effort(4, 0.4),
     "tables": Effort(5, 0.1),
     "histories": Effort(5, 0.1),
