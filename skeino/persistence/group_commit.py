@@ -56,6 +56,11 @@ class GroupCommit(Generic[Write]):
         self._context = contextvars.Context()  # no request's; its own, for none is entered in two threads at once
         self._closed = False
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits and nothing is being written."""
+        return self._writer is None
+
     async def write(self, write: Write) -> Any:
         """Write it, and return its answer once it is committed.
 

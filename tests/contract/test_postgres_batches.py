@@ -14,12 +14,12 @@ from skeino import SkeinoSettings
 from skeino.errors import StoreError, StoreUnavailableError, ThreadNotFoundError
 from skeino.persistence import MetadataStore, open_persistence
 from skeino.persistence.postgres import PostgresDatabase, batches
-from skeino.persistence.postgres.writer import Fetch
 from skeino.persistence.rows import RunFinish
 from skeino.runs import new_id
 from skeino.testing import WORKER, at, ending, everything, started, the_run, the_thread
 from skeino.testing.making import ended_in_turn
 from tests.contract.backends import empty
+from tests.contract.postgres_writer import sent_by
 
 
 @pytest.fixture
@@ -38,19 +38,7 @@ async def store(settings: SkeinoSettings, module_database: str) -> AsyncIterator
 @pytest.fixture
 def statements(store: MetadataStore, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is sent to write runs, from here on."""
-    sent: list[str] = []
-    writer = database_of(store).writer
-
-    def recording(fetch: Fetch) -> Fetch:
-        async def recorded(statement: str, values: Any) -> Any:
-            sent.append(statement)
-            return await fetch(statement, values)
-
-        return recorded
-
-    monkeypatch.setattr(writer, "_fetch", recording(writer._fetch))
-    monkeypatch.setattr(writer, "_fetch_together", recording(writer._fetch_together))
-    return sent
+    return sent_by(database_of(store).writer, monkeypatch)
 
 
 def database_of(store: MetadataStore) -> PostgresDatabase:

@@ -18,9 +18,9 @@ from skeino.errors import InvalidInputError
 from skeino.persistence import open_checkpointer
 from skeino.persistence.postgres import StampedPostgresSaver, checkpoints
 from skeino.persistence.postgres import writer as writing
-from skeino.persistence.postgres.writer import Fetch
 from skeino_asgi import RunTracker
 from tests.contract.backends import empty
+from tests.contract.postgres_writer import sent_by
 from tests.savers.graphs import Saver, config_of, plain, said
 
 Call = Callable[[Saver], Awaitable[Any]]
@@ -41,19 +41,7 @@ async def saver(settings: SkeinoSettings, module_database: str) -> AsyncIterator
 @pytest.fixture
 def statements(saver: StampedPostgresSaver, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What is sent to write, from here on."""
-    sent: list[str] = []
-    writer = saver.database.writer
-
-    def recording(fetch: Fetch) -> Fetch:
-        async def recorded(statement: str, values: Any) -> Any:
-            sent.append(statement)
-            return await fetch(statement, values)
-
-        return recorded
-
-    monkeypatch.setattr(writer, "_fetch", recording(writer._fetch))
-    monkeypatch.setattr(writer, "_fetch_together", recording(writer._fetch_together))
-    return sent
+    return sent_by(saver.database.writer, monkeypatch)
 
 
 def put(thread_id: str, checkpoint_id: str, values: dict[str, Any], **more: Any) -> Call:

@@ -92,7 +92,8 @@ class Writer:
 
     async def settled(self, thread: Hashable) -> None:
         """Wait until what was asked for before has been done; what is held up only if it is on this thread."""
-        await self.write(NOTHING, {}, thread)
+        if self._alone or not self._group.is_idle:
+            await self.write(NOTHING, {}, thread)
 
     async def close(self) -> None:
         """Take no more writes, and wait until those there are have been answered."""
