@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver, Checkpoint, CheckpointMetadata, empty_checkpoint
@@ -21,10 +22,28 @@ from benchmarks.page import milliseconds, rate, times
 from benchmarks.plain_postgres import pool_of
 from benchmarks.servers import Place
 from benchmarks.throughput import Effort, Turn, Variant, measured, number_of_turns, stepping
-from skeino.persistence import open_persistence
+from skeino.persistence import Persistence, open_persistence
+from skeino.persistence.claims import ClaimingStore, ThreadClaims, delete_checkpoints_of
+from skeino.runs import Run, current_run_var
 
 Saver = BaseCheckpointSaver[Any]
-Making = Callable[[Saver], Variant]
+Enter = Callable[[str], None]
+"""Told of each thread before it is read or written to."""
+
+
+class Making(Protocol):
+    """Makes what is measured of a saver."""
+
+    def __call__(self, saver: Saver, enter: Enter = ...) -> Variant: ...
+
+
+def _nothing(thread_id: str) -> None: ...
+
+
+OUTSIDE = "skeino, outside of runs"
+THREADS = 1_000
+"""That checkpoints are put into by themselves."""
+
 
 AINVOKE_AT_ONCE = (1, 32)
 PUT_AT_ONCE = (32,)
@@ -35,33 +54,35 @@ STOCK = {
 }
 
 
-def ainvoke(saver: Saver) -> Variant:
+def ainvoke(saver: Saver, enter: Enter = _nothing) -> Variant:
     """A graph of three nodes in a row, each time on a thread of its own."""
     graph = three_nodes(saver)
 
     async def step(number: int) -> None:
-        await graph.ainvoke({"words": ["first"]}, {"configurable": {"thread_id": f"ainvoke-{number}"}})
+        thread_id = f"ainvoke-{number}"
+        enter(thread_id)
+        await graph.ainvoke({"words": ["first"]}, {"configurable": {"thread_id": thread_id}})
 
     return stepping({"ainvoke": step})
 
 
 def aput(content: str) -> Making:
-    """A checkpoint with one message of this content, each time on a thread of its own."""
+    """A checkpoint with one message of this content, on some of many threads."""
 
-    def making(saver: Saver) -> Variant:
+    def making(saver: Saver, enter: Enter = _nothing) -> Variant:
         metadata: CheckpointMetadata = {"source": "loop", "step": 0, "parents": {}}
 
         async def step(number: int) -> None:
-            config: RunnableConfig = {
-                "configurable": {"thread_id": f"aput-{len(content)}-{number}", "checkpoint_ns": ""}
-            }
+            thread_id = f"aput-{len(content)}-{number % THREADS}"
+            enter(thread_id)
+            config: RunnableConfig = {"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}
             checkpoint: Checkpoint = {
                 **empty_checkpoint(),
                 "id": str(uuid6()),
                 "channel_values": {"messages": [{"role": "user", "content": content}]},
-                "channel_versions": {"messages": "1"},
+                "channel_versions": {"messages": str(number)},
             }
-            await saver.aput(config, checkpoint, metadata, {"messages": "1"})
+            await saver.aput(config, checkpoint, metadata, {"messages": str(number)})
 
         return stepping({"aput": step})
 
@@ -71,9 +92,35 @@ def aput(content: str) -> Making:
 @asynccontextmanager
 async def savers(place: Place) -> AsyncIterator[dict[str, Saver]]:
     """skeino's saver, outside of any run, and LangGraph's own, each on a database of its own."""
+    async with both(place) as (ours, stock):
+        yield {"skeino": ours.checkpointer, "stock": stock}
+
+
+@asynccontextmanager
+async def both(place: Place) -> AsyncIterator[tuple[Persistence, Saver]]:
+    """skeino's two halves, and LangGraph's own saver, each on a database of its own."""
     async with AsyncExitStack() as stack:
         ours = await stack.enter_async_context(open_persistence(place.settings(place.empty())))
-        yield {"skeino": ours.checkpointer, "stock": await _stock(place, stack)}
+        yield ours, await _stock(place, stack)
+
+
+def in_runs(ours: Persistence) -> Enter:
+    """Lets what its caller does next be a run's, which claims the thread before it reads and writes with its fence."""
+    store = ours.metadata_store
+    assert isinstance(store, ClaimingStore)
+    claims = ThreadClaims(store, partial(delete_checkpoints_of, ours.checkpointer), patience=30.0, limit=100)
+    runs: dict[str, Run] = {}
+
+    def enter(thread_id: str) -> None:
+        run = runs.get(thread_id)
+        if run is None:
+            run = Run(thread_id)
+            run.claims = claims
+            if len(runs) < THREADS:
+                runs[thread_id] = run
+        current_run_var.set(run)
+
+    return enter
 
 
 async def _stock(place: Place, stack: AsyncExitStack) -> Saver:
@@ -97,22 +144,24 @@ def in_memory(making: Making) -> Variant:
     return turn
 
 
-def with_the_limit(found: Mapping[str, Saver], making: Making) -> dict[str, Variant]:
-    return {**{way: making(saver) for way, saver in found.items()}, "the limit": in_memory(making)}
-
-
 async def measure(place: Place, effort: Effort, progress: Callable[[float], object]) -> dict[str, Any]:
     """The figures of one database; `progress` is told which part of it is done."""
-    operations = {"ainvoke": (ainvoke, AINVOKE_AT_ONCE), "aput": (aput("x" * 1000), PUT_AT_ONCE)}
+    operations: dict[str, tuple[Making, Sequence[int]]] = {
+        "ainvoke": (ainvoke, AINVOKE_AT_ONCE),
+        "aput": (aput("x" * 1000), PUT_AT_ONCE),
+    }
     figures = {}
-    async with savers(place) as found:
-        turns = sum(number_of_turns(3, at_once=at_once, effort=effort) for _, at_once in operations.values())
+    async with both(place) as (ours, stock):
+        turns = sum(number_of_turns(4, at_once=at_once, effort=effort) for _, at_once in operations.values())
         for name, (making, at_once) in operations.items():
+            variants = {
+                "skeino": making(ours.checkpointer, in_runs(ours)),
+                "stock": making(stock),
+                OUTSIDE: making(ours.checkpointer),
+                "the limit": in_memory(making),
+            }
             figures[name] = await measured(
-                with_the_limit(found, making),
-                at_once=at_once,
-                effort=effort,
-                after_turn=lambda: progress(1 / turns),
+                variants, at_once=at_once, effort=effort, after_turn=lambda: progress(1 / turns)
             )
     return {"database": place.version, **figures}
 

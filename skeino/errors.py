@@ -75,7 +75,16 @@ class ThreadExistsError(StoreError):
 
 
 class ThreadBusyError(StoreError):
-    """The thread has an active run, so it cannot be deleted without `force=True`."""
+    """The thread has an active run: it cannot be deleted without `force=True`; or another run writes to it, and this
+    one may not, or no longer, wait for it (`multitask_strategy`).
+    """
+
+
+class RunInterruptedError(SkeinoError):
+    """Another run has taken the thread that this one wrote to, or its process was counted as dead: nothing was written.
+
+    Raised by the checkpointer's next call of the run, which ends as `interrupted`.
+    """
 
 
 class DeltaChannelError(StoreError, NotImplementedError):

@@ -7,14 +7,21 @@ import concurrent.futures
 import logging
 import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Set
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Set
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from uuid_utils import uuid7
 
-from skeino.errors import InvalidInputError, StoreUnavailableError, ThreadNotFoundError
+from skeino.errors import (
+    InvalidInputError,
+    RunInterruptedError,
+    StoreUnavailableError,
+    ThreadBusyError,
+    ThreadNotFoundError,
+)
+from skeino.holds import MULTITASK_STRATEGIES, Holds, MultitaskStrategy
 from skeino.ledger import Ledger
 from skeino.validation import validate_id, validate_thread_id
 
@@ -64,12 +71,23 @@ class RunStore(Protocol):
     async def get_thread(self, thread_id: str) -> ThreadRow | None: ...
 
 
+class RunClaims(Protocol):
+    """How a run claims the threads that it writes to; `skeino.persistence.claims.ThreadClaims` is it."""
+
+    patience: float
+
+    async def claim(self, run: Run, thread_id: str, *, goes_on: bool = False) -> None: ...
+
+    def release(self, run: Run) -> Collection[asyncio.Future[None]]: ...
+
+
 class Run:
     """One run in progress: a request, or whatever `tracker.run()` encloses.
 
     Application code reads `run_id`, `thread_id`, `owner`, `config`, `status`, `active`, `started_at`, `request_id`,
-    `traceparent`, `trace_id` and `ledger`, may set `thread_id` once, may add to `metadata` (JSON values), which is
-    kept with the run's row when it ends, and may call `fail()`. The rest is for trackers and savers.
+    `traceparent`, `trace_id` and `ledger`, may set `thread_id` once and `multitask_strategy`, may add to `metadata`
+    (JSON values), which is kept with the run's row when it ends, and may call `fail()`. The rest is for trackers and
+    savers.
     """
 
     __slots__ = (
@@ -80,9 +98,11 @@ class Run:
         "_creates_thread",
         "_failure",
         "_guarded",
+        "_holds",
         "_ledger",
         "_loop",
         "_metadata",
+        "_multitask_strategy",
         "_must_attach",
         "_owner",
         "_request_id",
@@ -92,9 +112,12 @@ class Run:
         "_thread_id",
         "_traceparent",
         "_used",
+        "claims",
+        "conflict",
         "describe",
         "minted_thread_id",
         "outcome",
+        "outer",
         "worker_id",
         "write_row",
     )
@@ -129,6 +152,14 @@ class Run:
         """The worker that the row names; None before it is written for the first time."""
         self.outcome: Any = None  # skeino_asgi's own
         """The tracker's own account of how a run ended that has no row."""
+        self.outer: Run | None = None
+        """The run that this one is part of, whose threads it may write to."""
+        self.claims: RunClaims | None = None
+        """Claims threads, where the metadata store knows who writes to them."""
+        self.conflict: ThreadBusyError | RunInterruptedError | None = None
+        """With what another run has stopped this one."""
+        self._holds: Holds | None = None
+        self._multitask_strategy: MultitaskStrategy = "enqueue"
         self._attached = self._allowed = _NO_THREADS
         self._failure: BaseException | str | None = None
         self._ledger: Ledger | None = None
@@ -185,6 +216,27 @@ class Run:
         if self._ledger is None:
             self._ledger = Ledger()
         return self._ledger
+
+    @property
+    def holds(self) -> Holds:
+        """The threads that no other run writes to meanwhile."""
+        if self._holds is None:
+            self._holds = Holds()
+        return self._holds
+
+    @property
+    def multitask_strategy(self) -> MultitaskStrategy:
+        """What to do when another run writes to the thread, in LangGraph's words: `enqueue` waits for it, `reject`
+        raises `ThreadBusyError`, `interrupt` makes the other's next call of the checkpointer raise
+        `RunInterruptedError`, `rollback` deletes the checkpoints it has written as well. Set it before the graph runs.
+        """
+        return self._multitask_strategy
+
+    @multitask_strategy.setter
+    def multitask_strategy(self, strategy: MultitaskStrategy) -> None:
+        if strategy not in MULTITASK_STRATEGIES:
+            raise InvalidInputError(f"multitask_strategy must be one of {', '.join(MULTITASK_STRATEGIES)}.")
+        self._multitask_strategy = strategy
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -300,27 +352,83 @@ class Run:
         if thread_id == self._thread_id:
             self._must_attach = False
 
-    async def allow_write(self, thread_id: str) -> None:
-        """Make sure, once per thread, that it exists, is this run's owner's, and that the run's row names it.
+    async def allow_write(self, thread_id: str, *, goes_on: bool = False) -> None:
+        """Make sure that the thread exists, is this run's owner's and held by it, and that the run's row names it.
+
+        Args:
+            thread_id: the thread.
+            goes_on: a graph goes on that has loaded the thread's state before.
 
         Raises:
             ThreadNotFoundError: it belongs to another owner.
+            ThreadBusyError, RunInterruptedError: another run writes to it, or has taken it.
             StoreUnavailableError: the metadata store does not answer.
         """
-        await self._ensure_row()
-        if thread_id in self._attached:
+        if self._may_write(thread_id):
             return
-        if self._store is not None:
+        await self._ensure_row()
+        if self.claims is not None:
+            await self._claim(self.claims, thread_id, goes_on)
+        elif self._store is not None:
             await self._store.attach_thread(self.run_id, thread_id, owner=self.owner)
         self._learn(thread_id)
         self.mark_attached(thread_id)
+
+    async def _claim(self, claims: RunClaims, thread_id: str, goes_on: bool) -> None:
+        try:
+            await claims.claim(self, thread_id, goes_on=goes_on)
+        except (ThreadBusyError, RunInterruptedError) as exc:
+            self.conflict = exc
+            raise
+
+    def _may_write(self, thread_id: str) -> bool:
+        """Whether nothing has to be done first."""
+        if self._holds is None:
+            return self.claims is None and self.write_row is None and thread_id in self._attached
+        try:
+            return self._holds.has(thread_id)
+        except RunInterruptedError as exc:
+            self.conflict = exc
+            raise
+
+    def release_threads(self) -> Collection[asyncio.Future[None]]:
+        """Let other runs write to the threads that this one holds; durable when all of these are done."""
+        return () if self._holds is None or self.claims is None else self.claims.release(self)
+
+    @property
+    def has_claimed(self) -> bool:
+        """Whether there may be threads that it holds, or has held."""
+        return self._holds is not None
+
+    def fence_of(self, thread_id: str) -> int | None:
+        """What its writes to the thread go with; None where nobody claims threads."""
+        return None if self._holds is None else self._holds.fence_of(thread_id)
+
+    def refused(self, thread_id: str) -> RunInterruptedError:
+        """The database has refused a write of this run for its fence: what its caller is to be told."""
+        if isinstance(self.conflict, RunInterruptedError):  # of several that were on their way, the first says it
+            return self.conflict
+        exc = RunInterruptedError(
+            f"The run {self.run_id} has lost the thread {thread_id!r}: another run has taken it, or the run's process "
+            "was counted as dead. Nothing was written."
+        )
+        self.lose(exc)
+        return exc
+
+    def lose(self, reason: RunInterruptedError) -> None:
+        """Refuse whatever it asks of the checkpointer from now on."""
+        self.conflict = reason
+        self.holds.loses(reason)
 
     async def allow_read(self, thread_id: str) -> None:
         """Make sure, once per thread, that it is not another owner's. Costs nothing where nobody has an owner.
 
         Raises:
             ThreadNotFoundError: it belongs to another owner.
+            RunInterruptedError: another run has interrupted this one.
         """
+        if self._holds is not None:
+            self._may_write(thread_id)  # raises if it was interrupted
         await self._ensure_row()
         await self.check_owner(thread_id)
         self._learn(thread_id)
@@ -345,20 +453,29 @@ class Run:
         self._allowed = self._allowed - {thread_id}
         if thread_id == self._thread_id:
             self._must_attach = False
+        if self._holds is not None:
+            self._holds.forgets(thread_id)
 
-    def allow_write_blocking(self, thread_id: str) -> None:
+    def allow_write_blocking(self, thread_id: str, *, goes_on: bool = False) -> None:
         """`allow_write` for a saver's synchronous methods."""
+        if self._may_write(thread_id):
+            return
         self._ensure_row_blocking()
-        if thread_id not in self._attached and self._wait(self.allow_write(thread_id)):
+        patience = STORE_PATIENCE if self.claims is None else STORE_PATIENCE + self.claims.patience
+        if self.claims is None and thread_id in self._attached:
+            return
+        if self._wait(self.allow_write(thread_id, goes_on=goes_on), answer_within=patience):
             self._refuse_if_guarded()
             self._learn(thread_id)
             self._must_attach = self._must_attach or thread_id == self._thread_id
-            self._attached = self._attached | {
-                thread_id
-            }  # so that the next write does not wait again; the end attaches it
+            self._attached = self._attached | {thread_id}  # so that the next write does not wait; the end attaches it
+            if self.claims is not None:
+                self.holds.does_without(thread_id)
 
     def allow_read_blocking(self, thread_id: str) -> None:
         """`allow_read` for a saver's synchronous methods."""
+        if self._holds is not None:
+            self._may_write(thread_id)  # raises if it was interrupted
         self._ensure_row_blocking()
         self.check_owner_blocking(thread_id)
         self._learn(thread_id)
@@ -371,7 +488,12 @@ class Run:
     def _must_check(self, thread_id: str) -> bool:
         return self._guarded and thread_id not in self._attached and thread_id not in self._allowed
 
-    def _wait(self, coroutine: Coroutine[Any, Any, None], patience: float = LOOP_PATIENCE) -> bool:
+    def _wait(
+        self,
+        coroutine: Coroutine[Any, Any, None],
+        patience: float = LOOP_PATIENCE,
+        answer_within: float = STORE_PATIENCE,
+    ) -> bool:
         """Run the coroutine from a worker thread; True when that cannot be, and the row is settled at the end.
 
         It cannot be where a graph's `invoke` is called on the event loop, which then stands still: in its own
@@ -383,7 +505,7 @@ class Run:
             running = None
         if running is not self._loop and self._loop_moves(patience):
             try:
-                asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(STORE_PATIENCE)
+                asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(answer_within)
             except concurrent.futures.TimeoutError as exc:
                 raise StoreUnavailableError("The metadata store did not answer a graph's thread in time.") from exc
             return False

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from skeino.errors import ConfigurationError
+from skeino.holds import MultitaskStrategy
 
 ENVIRONMENT_PREFIX: Final = "SKEINO_"
 
@@ -57,6 +58,16 @@ class SkeinoSettings(BaseSettings):
     lease_seconds: float = Field(default=30.0, ge=0.0, le=86400.0)
     """After how many seconds without a sign of life a process is counted as dead, and its runs end as errors. From 2;
     0 does without: the runs of a process that dies stay active."""
+
+    multitask_strategy: MultitaskStrategy = "enqueue"
+    """What a run does when another writes to its thread: wait for it, be refused, interrupt it, or undo it as well
+    (`enqueue`, `reject`, `interrupt`, `rollback`: LangGraph's words). A run may choose otherwise for itself."""
+
+    thread_wait_seconds: float = Field(default=30.0, ge=0.0, le=3600.0)
+    """How long a run waits for its thread with `enqueue`, before `ThreadBusyError`."""
+
+    thread_queue_limit: int = Field(default=100, ge=1, le=10_000)
+    """How many runs may want a thread at once, the one that has it included; the next is told `ThreadBusyError`."""
 
     @field_validator("lease_seconds")
     @classmethod

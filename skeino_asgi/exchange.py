@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from starlette.requests import ClientDisconnect
 
 from skeino.runs import Run
 from skeino_asgi.correlation import describe_span
-from skeino_asgi.outcome import HTTP_ERROR, Outcome, failed, interrupted, raised, succeeded
+from skeino_asgi.outcome import HTTP_ERROR, Outcome, failed, interrupted, is_stopped, raised, stopped, succeeded
+from skeino_asgi.refusal import event_of, response_to
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Send
+
+
+RELEASE_PATIENCE: Final = 2.0
+"""Seconds that a response's last part waits until the run's threads are released."""
 
 
 class HttpExchange:
@@ -22,7 +27,9 @@ class HttpExchange:
     """
 
     __slots__ = (
+        "_is_event_stream",
         "_receive",
+        "_replaced",
         "_run",
         "_send",
         "_span",
@@ -40,6 +47,7 @@ class HttpExchange:
         self._send = send
         self._span = span
         self._trailers = False
+        self._replaced = self._is_event_stream = False
         self.status: Any = None  # as the application has said it; None until the response has started
         self.left = False
         """The client left before the response was complete."""
@@ -57,16 +65,28 @@ class HttpExchange:
 
     async def send(self, message: Message) -> None:
         kind = message["type"]
+        if self._run.conflict is not None and self._stands_in(message):
+            if kind == "http.response.start":
+                for part in response_to(self._run.conflict):
+                    await self._forward(part)
+            return
+        await self._forward(message)
+
+    async def _forward(self, message: Message) -> None:
+        kind = message["type"]
         if kind == "http.response.start":
             self.status = message["status"]
             self._trailers = message.get("trailers", False)
             message = with_run(message, self._run)
+            self._is_event_stream = _is_event_stream(message)
         elif kind == "http.response.body":
             self.completing = not (message.get("more_body", False) or self._trailers)
         elif kind == "http.response.trailers":
             self.completing = not message.get("more_trailers", False)
         elif kind == "http.response.pathsend":
             self.completing = True
+        if self.completing and self._run.has_claimed:
+            await self._release_threads()
         if self.completing and self._span is not None:  # OpenTelemetry's middleware ends it with the last message
             describe_span(self._span, self._run)
         try:
@@ -76,11 +96,40 @@ class HttpExchange:
             raise
         self.complete = self.completing
 
+    async def _release_threads(self) -> None:
+        """Before the client can send its next request: it must not be kept waiting by this one."""
+        if released := self._run.release_threads():
+            await asyncio.wait(released, timeout=RELEASE_PATIENCE)
+
+    def _stands_in(self, message: Message) -> bool:
+        """Whether an answer of ours stands in for this message: for that of a framework which takes the conflict with
+        another run for an error of the server.
+        """
+        if message["type"] == "http.response.start":
+            self._replaced = storable_status(message["status"]) is None or message["status"] >= 500
+        return self._replaced
+
+    async def answer_conflict(self, exc: BaseException) -> bool:
+        """Answer the client, if the application has raised because another run has stopped this one, and if it is not
+        too late: a stream of events gets a last one. Whether that was done.
+        """
+        conflict = self._run.conflict
+        if conflict is None or not is_stopped(self._run, exc) or self.left or self.complete:
+            return False
+        if self.status is None:
+            for part in response_to(conflict):
+                await self._forward(part)
+        elif self._is_event_stream:
+            await self._forward({"type": "http.response.body", "body": event_of(conflict)})
+        return self.complete
+
     def outcome(self, exc: BaseException | None) -> Outcome:
         """The run's outcome, once the application has returned or raised."""
         status = self.status
         if type(status) is not int or not 100 <= status <= 999:
             status = storable_status(status)
+        if self._run.conflict is not None and (self._replaced or is_stopped(self._run, exc)):
+            return stopped(self._run.conflict, status)
         if exc is None and self.complete:
             if status is not None and status >= 500:
                 return failed(HTTP_ERROR, f"The application answered with status {status}.", status)
@@ -115,6 +164,13 @@ def with_run(message: Message, run: Run) -> Message:
     extended: Message = message.copy() if type(message) is dict else dict(message)
     extended["headers"] = headers
     return extended
+
+
+def _is_event_stream(message: Message) -> bool:
+    return any(
+        bytes(name).lower() == b"content-type" and bytes(value).startswith(b"text/event-stream")
+        for name, value in message["headers"]
+    )
 
 
 def storable_status(status: object) -> int | None:

@@ -70,6 +70,8 @@ class RunMiddleware:
             too; excluded paths are not guarded. Without it, whoever knows a thread's id reads it.
         include: track these paths only: paths, `"/api/*"` for all below one, or a predicate of the scope.
         exclude: do not track these (health checks, static files). Their handlers get the state and no run.
+        claim: the requests (as `include`) that claim their thread before their handler starts, where it is known then;
+            a busy one is answered with 409. Others claim it when their graph first loads its state.
         record: `"always"`: a run's row is committed before the handler starts. `"on_use"`: before its graph first
             reads or writes, or at the end, if the handler used the run in another way (took its config, added
             metadata, called `fail()`). A request that does neither leaves no row, though its answer has `X-Run-ID`.
@@ -96,6 +98,7 @@ class RunMiddleware:
         owner: Resolver | None = None,
         include: PathChoice | None = None,
         exclude: PathChoice = (),
+        claim: PathChoice | None = None,
         record: Literal["always", "on_use"] = "always",
         on_disconnect: Literal["continue", "cancel"] = "continue",
         track_websockets: bool = False,
@@ -129,6 +132,7 @@ class RunMiddleware:
         self._owner = owner
         self._is_included = None if include is None else predicate_of(include, "include")
         self._is_excluded = predicate_of(exclude, "exclude") if exclude else None
+        self._claims_first = None if claim is None else predicate_of(claim, "claim")
         self._chooses = include is not None or self._is_excluded is not None
         self._records_on_use = record == "on_use"
         self._cancels = on_disconnect == "cancel"
@@ -180,6 +184,8 @@ class RunMiddleware:
                 await opening.write_row(run)
             elif self._owner is not None:
                 await opening.admit(run)
+            if self._claims_first is not None and run.thread_id is not None and self._claims_first(scope):
+                await opening.claim(run, run.thread_id)
         except REFUSALS as exc:
             if isinstance(exc, StoreUnavailableError) and self.tracker.settings.on_store_error == "untracked":
                 logger.warning("A request is served without a run: %s", exc)
@@ -200,8 +206,13 @@ class RunMiddleware:
             else:
                 await self.app(scope, exchange.receive, exchange.send)
         except BaseException as exc:
-            opening.finish(run, exchange.outcome(exc))
-            raise
+            answered = False
+            try:
+                answered = isinstance(exchange, HttpExchange) and await exchange.answer_conflict(exc)
+            finally:
+                opening.finish(run, exchange.outcome(exc))
+            if not answered:
+                raise
         else:
             opening.finish(run, exchange.outcome(None))
         finally:

@@ -7,11 +7,13 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
-from skeino.errors import StoreError, StoreUnavailableError
+from skeino.errors import RunInterruptedError, StoreError, StoreUnavailableError
+from skeino.persistence.claims import ClaimingStore, ThreadClaims, delete_checkpoints_of
 from skeino.persistence.heartbeat import Heartbeat
 from skeino.persistence.leases import LeasingStore
 from skeino.persistence.memory import InMemoryMetadataStore
@@ -22,7 +24,16 @@ from skeino.runs import Run, new_id
 from skeino.settings import SkeinoSettings
 from skeino.validation import validate_json_object
 from skeino_asgi.ends import End, Ends
-from skeino_asgi.outcome import Outcome, failed, interrupted, is_http_error, reported, thread_status_after
+from skeino_asgi.outcome import (
+    Outcome,
+    failed,
+    interrupted,
+    is_http_error,
+    raised,
+    reported,
+    stopped,
+    thread_status_after,
+)
 from skeino_asgi.row import write_row
 from skeino_asgi.tasks import spawn
 
@@ -55,6 +66,8 @@ class Opening:
         self._when_closed = when_closed
         self.state: dict[str, Any] = {}
         """What `request.state` gets, but for the run; empty until it is open."""
+        self._strategy = settings.multitask_strategy
+        self._claims: ThreadClaims | None = None
         self._close = asyncio.Event()
         self._ready: asyncio.Future[Persistence] = self.loop.create_future()
         self._active: set[Run] = set()
@@ -128,7 +141,9 @@ class Opening:
         # By position, in the order above, as the middleware calls this: by name both take 0.3 µs more, of the 6 that a
         # request costs here.
         run = Run(thread_id, owner, guarded, creates_thread, request_id, traceparent, self._store, self.loop)
-        run.write_row, run.describe = self._write_row_on_use, describe
+        run.write_row, run.describe, run.claims = self._write_row_on_use, describe, self._claims
+        if self._strategy != "enqueue":
+            run.multitask_strategy = self._strategy
         self._active.add(run)  # before it is written: closing must know of it
         return run
 
@@ -170,6 +185,19 @@ class Opening:
             self._leave(run)
             raise
 
+    async def claim(self, run: Run, thread_id: str) -> None:
+        """Let the run hold its thread before anything of it begins; where that fails, it has ended.
+
+        Raises:
+            ThreadBusyError, RunInterruptedError, ThreadNotFoundError, StoreUnavailableError: as `Run.allow_write`.
+        """
+        try:
+            await run.allow_write(thread_id)
+        except BaseException as exc:
+            outcome = raised(exc, "before the handler") if run.conflict is None else stopped(run.conflict, 409)
+            self.finish(run, outcome)
+            raise
+
     def finish(self, run: Run, outcome: Outcome) -> End | None:
         """End the run. What is to be written is queued before this returns, and then tried until it is written.
 
@@ -182,6 +210,8 @@ class Opening:
             outcome = reported(run.failure, outcome.http_status)
         run.end(outcome.status)
         self._leave(run)
+        if run.has_claimed:
+            run.release_threads()
         if run.write_row is not None and not run.used:
             run.outcome = outcome  # a task that outlives the request may use it yet
             return None
@@ -247,6 +277,7 @@ class Opening:
             ):
                 self._store = persistence.metadata_store
                 self._ends = Ends(self._store)
+                self._claims = self._claims_in(persistence)
                 self.state = {
                     "checkpointer": persistence.checkpointer,
                     "metadata_store": persistence.metadata_store,
@@ -274,10 +305,32 @@ class Opening:
         """Hold a lease within, if the store has them: where it has not, nobody ends the runs of a process that dies."""
         seconds = self._settings.lease_seconds
         if seconds and isinstance(store, LeasingStore):
-            return Heartbeat(store, seconds, new_worker_id, self._known_runs)
+            return Heartbeat(store, seconds, new_worker_id, self._known_runs, self._lost)
         if seconds and not isinstance(store, InMemoryMetadataStore):  # whose rows die with the process
             logger.warning("This metadata store keeps no leases: the runs of a process that dies will stay active.")
         return nullcontext()
+
+    def _claims_in(self, persistence: Persistence) -> ThreadClaims | None:
+        """What claims threads, if the store knows who writes to them."""
+        store, settings = persistence.metadata_store, self._settings
+        if not isinstance(store, ClaimingStore):
+            return None
+        roll_back = partial(delete_checkpoints_of, persistence.checkpointer)
+        return ThreadClaims(store, roll_back, patience=settings.thread_wait_seconds, limit=settings.thread_queue_limit)
+
+    def _lost(self, worker_id: str) -> None:
+        """The runs of a lease that was lost have been ended; the heartbeat's thread says so."""
+        with suppress(RuntimeError):  # the event loop is closed
+            self.loop.call_soon_threadsafe(self._stop_runs_of, worker_id)
+
+    def _stop_runs_of(self, worker_id: str) -> None:
+        for run in [run for run in self._active if run.worker_id == worker_id]:
+            run.lose(
+                RunInterruptedError(
+                    f"The process was not heard of for so long that the run {run.run_id} counts as dead: what it still "
+                    "does is refused."
+                )
+            )
 
     def _known_runs(self) -> set[str] | None:
         """The runs that have no end in the store yet, but will; None once the event loop is closed.
@@ -303,6 +356,8 @@ class Opening:
                 while self._rows_being_written:
                     await asyncio.wait(list(self._rows_being_written.values()))
                 await self._ends.drain()
+                if self._claims is not None:
+                    await self._claims.settled()
                 error = RunError(code="shutdown", type=None, message=STOPPED)
                 if number := await store.interrupt_runs(self.worker_id, error):
                     logger.warning("%d runs were active at shutdown and ended as interrupted.", number)

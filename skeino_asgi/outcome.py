@@ -7,9 +7,14 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
+from skeino.errors import RunInterruptedError, ThreadBusyError
 from skeino.persistence.rows import RunError, SettledStatus, TerminalStatus
 from skeino.runs import Run
 from skeino.scrubbing import scrubbed
+
+THREAD_BUSY: Final = "thread_busy"
+RUN_INTERRUPTED: Final = "run_interrupted"
+"""The error's codes where two runs wanted one thread."""
 
 HTTP_ERROR: Final = "http_error"
 """The error's code where the response's status alone says that something went wrong."""
@@ -61,6 +66,21 @@ def raised(exc: BaseException, phase: str, http_status: int | None = None) -> Ou
     return Outcome("timeout" if timed_out else "error", error, http_status)
 
 
+def stopped(conflict: ThreadBusyError | RunInterruptedError, http_status: int | None = None) -> Outcome:
+    """Another run would not let it write to its thread, or has taken the thread from it."""
+    code = THREAD_BUSY if isinstance(conflict, ThreadBusyError) else RUN_INTERRUPTED
+    return interrupted(code, scrubbed(str(conflict)), http_status)
+
+
+def is_stopped(run: Run, exc: BaseException | None) -> bool:
+    """Whether the exception comes of another run's having stopped this one."""
+    while run.conflict is not None and exc is not None:
+        if isinstance(exc, RunInterruptedError | ThreadBusyError):
+            return True
+        exc = exc.__cause__ or exc.__context__
+    return False
+
+
 def reported(reason: BaseException | str, http_status: int | None = None) -> Outcome:
     """The application called `run.fail(reason)`, and then ended well."""
     if isinstance(reason, BaseException):
@@ -69,7 +89,9 @@ def reported(reason: BaseException | str, http_status: int | None = None) -> Out
 
 
 def thread_status_after(run: Run, status: TerminalStatus) -> SettledStatus | None:
-    """How the run leaves its thread; None where it wrote no state and so says nothing about it."""
+    """How the run leaves its thread; None where it wrote no state, or another has taken it, and so says nothing."""
+    if status == "interrupted" and run.conflict is not None:
+        return None
     paused = run.ledger.paused_on(run.thread_id)
     wrote = run.ledger.checkpoint_count > 0 or paused
     if status in ("error", "timeout"):

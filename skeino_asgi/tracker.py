@@ -11,6 +11,7 @@ from typing import Any, Final
 from langgraph.checkpoint.base import BaseCheckpointSaver
 
 from skeino.errors import ConfigurationError, StoreUnavailableError
+from skeino.holds import MultitaskStrategy
 from skeino.persistence.opening import Persistence
 from skeino.persistence.protocol import MetadataStoreProtocol
 from skeino.persistence.registry import forgets_rows, normalised_scheme
@@ -18,7 +19,7 @@ from skeino.runs import Run, current_run_var, guard_var
 from skeino.settings import SkeinoSettings
 from skeino_asgi.opening import Opening
 from skeino_asgi.openings import Openings
-from skeino_asgi.outcome import raised, succeeded
+from skeino_asgi.outcome import Outcome, is_stopped, raised, stopped, succeeded
 
 FINISH_PATIENCE: Final = 10.0
 """Seconds that the end of a `tracker.run()` block waits for its end to be written."""
@@ -77,12 +78,13 @@ class RunTracker:
         owner: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         kwargs: Mapping[str, Any] | None = None,
+        multitask_strategy: MultitaskStrategy | None = None,
     ) -> TrackedRun:
         """A run that is no request, a queue worker's job say: `async with tracker.run(thread_id=...) as run`.
 
         Its start is durable before the block begins, its end before the block is left. An exception makes it
         `error`, a cancellation `interrupted`; both are raised again. Within a request of an owner it is that
-        owner's, unless it names another.
+        owner's, unless it names another; and what that request's run holds it may write to, too.
 
         Raises:
             ConfigurationError: `owner`, where threads and runs are in memory only beside durable state.
@@ -93,7 +95,7 @@ class RunTracker:
         """
         if owner is not None:
             refuse_owners_that_are_forgotten(self.settings)
-        return TrackedRun(self.openings.here(), thread_id, owner, metadata, kwargs)
+        return TrackedRun(self.openings.here(), thread_id, owner, metadata, kwargs, multitask_strategy)
 
     async def settled(self) -> None:
         """Wait until the ends of all runs that have ended are written, or refused for now; for tests.
@@ -129,12 +131,14 @@ class TrackedRun:
         owner: str | None,
         metadata: Mapping[str, Any] | None,
         kwargs: Mapping[str, Any] | None,
+        multitask_strategy: MultitaskStrategy | None,
     ) -> None:
         self._opening = opening
         self._thread_id = thread_id
         self._owner = owner
         self._metadata = metadata or {}
         self._kwargs = kwargs
+        self._multitask_strategy = multitask_strategy
         self._run: Run | None = None
         self._outer: Run | None = None
 
@@ -151,6 +155,9 @@ class TrackedRun:
             traceparent=None if outer is None else outer.traceparent,
             describe=lambda: (self._metadata, self._kwargs),
         )
+        run.outer = outer
+        if self._multitask_strategy is not None:
+            run.multitask_strategy = self._multitask_strategy
         await self._opening.write_row(run)
         self._run = run
         current_run_var.set(run)
@@ -161,7 +168,7 @@ class TrackedRun:
     ) -> None:
         assert self._run is not None
         current_run_var.set(self._outer)
-        end = self._opening.finish(self._run, succeeded() if exc is None else raised(exc, "in the run"))
+        end = self._opening.finish(self._run, self._outcome(exc))
         assert end is not None  # its row is there
         with suppress(TimeoutError):
             async with asyncio.timeout(FINISH_PATIENCE):
@@ -172,3 +179,10 @@ class TrackedRun:
             raise StoreUnavailableError(
                 f"The end of run {self._run.run_id} is not written yet: it is tried again while the process lives."
             )
+
+    def _outcome(self, exc: BaseException | None) -> Outcome:
+        assert self._run is not None
+        if exc is None:
+            return succeeded()
+        conflict = self._run.conflict
+        return stopped(conflict) if conflict is not None and is_stopped(self._run, exc) else raised(exc, "in the run")

@@ -92,6 +92,7 @@ class Heartbeat:
         new_worker_id: makes the name under which it is held; another one, if a lease was lost.
         known: the runs whose end this process has in its hands, or is going to have; asked in the thread. None when
             nobody is left to end them, because their event loop is closed: then the lease is given up.
+        when_lost: told of a worker whose lease was lost, in the thread.
     """
 
     def __init__(
@@ -100,12 +101,14 @@ class Heartbeat:
         seconds: float,
         new_worker_id: Callable[[], str],
         known: Callable[[], Collection[str] | None],
+        when_lost: Callable[[str], None] = lambda worker_id: None,
     ) -> None:
         self._seconds = seconds
         self._limit = LIMIT * seconds
         self._leases: Leases = store.open_leases(self._limit)
         self._new_worker_id = new_worker_id
         self._known = known
+        self._when_lost = when_lost
         self._worker_id = ""
         self._steadiness = Steadiness(seconds)
         self._renewed_at = elapsed()
@@ -235,6 +238,7 @@ class Heartbeat:
         lost = self._worker_id
         self._acquire()
         self._suspects.clear()
+        self._when_lost(lost)
         logger.warning(
             "The worker %s was not heard of for %g s and counted as dead: the runs it had were ended as errors, and "
             "what still comes of them is kept aside. The process goes on as %s.",

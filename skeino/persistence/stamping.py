@@ -59,7 +59,7 @@ class RunStampMixin(_Saver):
         if _within.get() == call:
             return await super().aput(config, checkpoint, metadata, new_versions)
         run = current_run()
-        await _allow_write(run, call[0])
+        await _allow_write(run, call[0], goes_on=is_execution(config))
         with _Calling(call):
             stored = await super().aput(config, checkpoint, stamped_metadata(run, metadata), new_versions)
         if run is not None:
@@ -77,7 +77,7 @@ class RunStampMixin(_Saver):
         if _within.get() == call:
             return super().put(config, checkpoint, metadata, new_versions)
         run = current_run()
-        _allow_write_blocking(run, call[0])
+        _allow_write_blocking(run, call[0], goes_on=is_execution(config))
         with _Calling(call):
             stored = super().put(config, checkpoint, stamped_metadata(run, metadata), new_versions)
         if run is not None:
@@ -91,7 +91,7 @@ class RunStampMixin(_Saver):
         if _within.get() == call:
             return await super().aput_writes(config, writes, task_id, task_path)
         run = current_run()
-        await _allow_write(run, call[0])
+        await _allow_write(run, call[0], goes_on=is_execution(config))
         with _Calling(call):
             await super().aput_writes(config, writes, task_id, task_path)
         _note_interrupt(run, config, writes)
@@ -104,7 +104,7 @@ class RunStampMixin(_Saver):
         if _within.get() == call:
             return super().put_writes(config, writes, task_id, task_path)
         run = current_run()
-        _allow_write_blocking(run, call[0])
+        _allow_write_blocking(run, call[0], goes_on=is_execution(config))
         with _Calling(call):
             super().put_writes(config, writes, task_id, task_path)
         _note_interrupt(run, config, writes)
@@ -116,6 +116,8 @@ class RunStampMixin(_Saver):
         call = place_of(config)
         _warn_of_the_resume_trap(config)
         await _allow_read(call)
+        if is_execution(config) and (run := current_run()) is not None:
+            await run.allow_write(call[0])  # before it loads what another run may be about to change
         with _Calling(call):
             return await super().aget_tuple(config)
 
@@ -123,6 +125,8 @@ class RunStampMixin(_Saver):
         call = place_of(config)
         _warn_of_the_resume_trap(config)
         _allow_read_blocking(call)
+        if is_execution(config) and (run := current_run()) is not None:
+            run.allow_write_blocking(call[0])
         with _Calling(call):
             return super().get_tuple(config)
 
@@ -263,6 +267,17 @@ def stamped_metadata(run: Run | None, metadata: CheckpointMetadata) -> Checkpoin
     return cast("CheckpointMetadata", {**metadata, "run_id": run.run_id})
 
 
+def is_execution(config: RunnableConfig) -> bool:
+    """Whether a graph that is being executed asks: `graph.aget_state()` and `aupdate_state()` have no runtime."""
+    return "__pregel_runtime" in config["configurable"]  # langgraph._internal._constants.CONFIG_KEY_RUNTIME
+
+
+def fence_of(config: RunnableConfig) -> tuple[Run | None, int | None]:
+    """The current run, and the fence that its writes to the config's thread go with; for savers that check it."""
+    run = current_run()
+    return run, None if run is None else run.fence_of(config["configurable"]["thread_id"])
+
+
 @functools.cache
 def _stamped_class(saver_class: type[BaseCheckpointSaver[Any]]) -> type[BaseCheckpointSaver[Any]]:
     return type(f"Stamped{saver_class.__name__}", (RunStampMixin, saver_class), {"__module__": saver_class.__module__})
@@ -286,16 +301,16 @@ class _Calling:  # no generator: it is in the way of each checkpoint that is rea
         _within.reset(self._token)
 
 
-async def _allow_write(run: Run | None, thread_id: str) -> None:
+async def _allow_write(run: Run | None, thread_id: str, *, goes_on: bool = False) -> None:
     if run is not None:
-        await run.allow_write(thread_id)
+        await run.allow_write(thread_id, goes_on=goes_on)
     else:
         await _allow_read((thread_id,))
 
 
-def _allow_write_blocking(run: Run | None, thread_id: str) -> None:
+def _allow_write_blocking(run: Run | None, thread_id: str, *, goes_on: bool = False) -> None:
     if run is not None:
-        run.allow_write_blocking(thread_id)
+        run.allow_write_blocking(thread_id, goes_on=goes_on)
     else:
         _allow_read_blocking((thread_id,))
 

@@ -26,6 +26,7 @@ import pytest  # noqa: E402 – after the sentence that names what is missing
 # Before they are imported: else a failed assertion shows no values.
 pytest.register_assert_rewrite(*(module.name for module in iter_modules(__path__, f"{__name__}.")))
 
+from skeino.testing.claims import ClaimContract  # noqa: E402
 from skeino.testing.contract import MetadataStoreContract  # noqa: E402
 from skeino.testing.leases import LeaseContract  # noqa: E402
 from skeino.testing.making import (  # noqa: E402
@@ -43,6 +44,7 @@ from skeino.testing.making import (  # noqa: E402
 __all__ = [
     "T0",
     "WORKER",
+    "ClaimContract",
     "LeaseContract",
     "MetadataStoreContract",
     "at",

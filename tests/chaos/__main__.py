@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.table import Table
 
-from tests.chaos import blocked, cold_starts, kills, restarts, stops
+from tests.chaos import blocked, cold_starts, kills, restarts, stops, turns
 from tests.servers.process import ServerUnavailableError
 
 
@@ -30,6 +30,7 @@ HARNESSES: dict[str, Harness] = {
     "stops": stops,
     "restarts": restarts,
     "blocked": blocked,
+    "turns": turns,
 }
 
 

@@ -3,6 +3,7 @@
 import skeino.persistence.mongodb
 import skeino.persistence.postgres
 import skeino.persistence.sqlite
+import tests.chaos.turns
 import tests.chaos.worker
 
 __all__ = ["skeino", "tests"]

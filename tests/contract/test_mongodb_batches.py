@@ -261,7 +261,7 @@ async def test_a_thread_that_somebody_holds_keeps_nobody_else_waiting(
     with MongoClient[Any](module_mongodb) as client, client.start_session() as session:
         with session.start_transaction():
             threads = client.get_default_database()["app_threads"]
-            threads.update_one({"_id": "held"}, {"$inc": {"claims": 1}}, session=session)
+            threads.update_one({"_id": "held"}, {"$inc": {"ties": 1}}, session=session)
             held = [asyncio.create_task(started(store, "held")) for _ in range(2)]
             await asyncio.sleep(0)
             begin = time.monotonic()

@@ -446,6 +446,7 @@ def raw_rows(dsn: str) -> list[str]:
     with psycopg.connect(dsn) as connection:
         connection.execute("UPDATE app_threads SET created_at = now() WHERE thread_id LIKE 'late %'")
         connection.execute("UPDATE app_threads SET updated_at = now() WHERE updated_at > '2026-06-01'")
+        connection.execute("UPDATE app_threads SET fence = 0")  # it begins with the clock
         rows = [
             row
             for table, order in (("app_threads", "thread_id"), ("app_runs", "run_id"))

@@ -94,6 +94,26 @@ async def test_the_session_is_the_writers_own_without_a_pooler(module_database: 
         assert await is_own_session(one)
 
 
+async def test_without_a_pooler_the_writers_statements_are_prepared_once_and_planned_once(
+    module_database: str,
+) -> None:
+    async with open_persistence(settings_of(module_database)) as persistence:
+        store = persistence.metadata_store
+        assert isinstance(store, MetadataStore)
+        for at_once in (1, 8):
+            for turn in range(3):
+                await writes_of_each_kind(persistence, at_once, f"turn {turn}")
+        prepared = await store._database._session.fetch(
+            "SELECT statement, generic_plans, custom_plans FROM pg_prepared_statements "
+            "WHERE statement NOT LIKE '%%pg_prepared_statements%%'",
+            {},
+        )
+    written = [row for row in prepared if "INSERT INTO" in row["statement"] or "UPDATE" in row["statement"]]
+    assert len(written) >= 14, "each kind has a statement for one and one for many"
+    assert all(row["custom_plans"] == 0 for row in written)
+    assert len({row["statement"] for row in written}) == len(written), "one is prepared for several types of its values"
+
+
 async def test_behind_a_pooler_nothing_is_prepared_and_nothing_set(pgbouncer_dsn: str) -> None:
     async with open_persistence(settings_of(pgbouncer_dsn)) as persistence:
         await writes_of_each_kind(persistence, 8, "pooled")

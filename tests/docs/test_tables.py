@@ -22,7 +22,7 @@ from skeino.persistence.registry import _BUILT_IN, ALIASES
 from skeino.persistence.rows import RUN_STATUSES, THREAD_STATUSES, RunRow
 from skeino.persistence.sqlite.database import BUSY_TIMEOUT, OPERATION_TIMEOUT
 from skeino_asgi import RunMiddleware
-from skeino_asgi.outcome import HTTP_ERROR
+from skeino_asgi.outcome import HTTP_ERROR, RUN_INTERRUPTED, THREAD_BUSY
 from tests.docs.blocks import PAGES, ROOT, blocks_of
 
 README = ROOT / "README.md"
@@ -123,7 +123,7 @@ def test_the_error_codes_are_the_middlewares_and_the_leases() -> None:
         for file in [*(ROOT / "skeino_asgi").glob("*.py"), ROOT / "skeino/persistence/leases.py"]
         for code in re.findall(r'(?:code=|\bfailed\(|\binterrupted\()\s*"(\w+)"', file.read_text())
     }
-    assert documented == written | {"timeout", "exception", HTTP_ERROR}
+    assert documented == written | {"timeout", "exception", HTTP_ERROR, THREAD_BUSY, RUN_INTERRUPTED}
 
 
 def test_the_middlewares_arguments_with_their_defaults() -> None:

@@ -39,13 +39,14 @@ def batches(saver: Saver, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def sizes_of_batches(saver: Saver, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
-    together = CheckpointWrites._together
+    written = CheckpointWrites._written
 
     def noting(self: CheckpointWrites, writes: Sequence[Any]) -> Any:
-        sizes.append(len(writes))
-        return together(self, writes)
+        if len(writes) > 1:
+            sizes.append(len(writes))
+        return written(self, writes)
 
-    monkeypatch.setattr(CheckpointWrites, "_together", noting)
+    monkeypatch.setattr(CheckpointWrites, "_written", noting)
     return sizes
 
 

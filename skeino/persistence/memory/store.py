@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
@@ -16,6 +17,7 @@ from skeino.errors import (
     ThreadExistsError,
     ThreadNotFoundError,
 )
+from skeino.persistence.claims import Queue
 from skeino.persistence.protocol import NewThread, RunSearch, RunStart, ThreadSearch
 from skeino.persistence.queries import (
     Query,
@@ -70,6 +72,8 @@ class InMemoryMetadataStore:
         self._threads: dict[str, ThreadRow] = {}
         self._runs: OrderedDict[str, RunRow] = OrderedDict()  # in the order of their start
         self._active: dict[str, set[str]] = {}  # thread id → its active runs
+        self._queues: dict[str, tuple[str, ...]] = {}  # thread id → the runs that want to write to it
+        self._fences: dict[str, int] = {}
 
     # ── A run's life ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -96,6 +100,44 @@ class InMemoryMetadataStore:
         if run is not None and run["thread_id"] is None and run["status"] in ACTIVE_STATUSES:
             run["thread_id"] = thread_id
             self._active.setdefault(thread_id, set()).add(run_id)
+
+    # ── Who writes to a thread ───────────────────────────────────────────────────────────────────────────
+
+    async def claim_thread(self, run_id: str, thread_id: str, *, owner: str | None) -> int | None:
+        await self.attach_thread(run_id, thread_id, owner=owner)
+        return await self.change_queue(thread_id, (), (run_id,), takes=True)
+
+    async def get_queue(self, thread_id: str) -> Queue | None:
+        if validate_thread_id(thread_id) not in self._threads:
+            return None
+        run_ids = self._queues.get(thread_id, ())
+        return Queue(run_ids, frozenset(run_id for run_id in run_ids if self._is_active(run_id)))
+
+    async def change_queue(
+        self, thread_id: str, seen: Sequence[str], wanted: Sequence[str], *, takes: bool
+    ) -> int | None:
+        before = tuple(validate_run_id(run_id) for run_id in seen)
+        after = tuple(validate_run_id(run_id) for run_id in wanted)
+        if validate_thread_id(thread_id) not in self._threads or self._queues.get(thread_id, ()) != before:
+            return None
+        self._queues[thread_id] = after
+        fence = self._fences.get(thread_id)
+        if fence is None:
+            fence = time.time_ns()
+        self._fences[thread_id] = fence = fence + int(takes)
+        return fence
+
+    async def release_thread(self, run_id: str, thread_id: str) -> None:
+        gone = validate_run_id(run_id)
+        left = tuple(one for one in self._queues.pop(validate_thread_id(thread_id), ()) if one != gone)
+        if left:
+            self._queues[thread_id] = left
+
+    def _is_active(self, run_id: str) -> bool:
+        run = self._runs.get(run_id)
+        return run is not None and run["status"] in ACTIVE_STATUSES
+
+    # ── A run's end ──────────────────────────────────────────────────────────────────────────────────────
 
     def finish_run(self, finish: RunFinish) -> Awaitable[bool]:
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -207,7 +249,8 @@ class InMemoryMetadataStore:
         if not force and self._active.get(thread_id, set()) - ignored:
             raise ThreadBusyError(f"The thread {thread_id!r} has an active run: wait for it, or use force=True.")
         del self._threads[thread_id]
-        self._active.pop(thread_id, None)
+        for kept in (self._active, self._queues, self._fences):
+            kept.pop(thread_id, None)
         for run_id in [run_id for run_id, run in self._runs.items() if run["thread_id"] == thread_id]:
             if run_id in ignored:
                 self._runs[run_id]["thread_id"] = None

@@ -131,13 +131,13 @@ class Batch:
         if start.run_id in self._known:
             return
         if start.thread is not None:
-            self._claim(start.thread)
+            self._tie(start.thread)
         self._new_runs.append(run)
         self._known[start.run_id] = {field: run[field] for field in RUN_FIELDS}  # which the writes after it change
 
     def _attach(self, attachment: Attachment) -> None:
         self._refuse_other_owner(attachment.thread_id, attachment.thread["owner"])
-        self._claim(attachment.thread)
+        self._tie(attachment.thread)
         run = self._known.get(attachment.run_id)
         if run is not None and run["active"] and run["thread_id"] is None:
             run["thread_id"] = attachment.thread_id
@@ -152,7 +152,7 @@ class Batch:
         more, thread_id = {}, run["thread_id"]
         if thread_id is None and end.thread_id is not None and self._is_there(end.thread_id, run["owner"]):
             thread_id = more["thread_id"] = end.thread_id
-            self._of(thread_id).claims += 1
+            self._of(thread_id).ties += 1
         if thread_id is not None and finish["thread_status"] is not None:
             self._of(thread_id).settle(finish["thread_status"], microseconds(finish["finished_at"]))
         self._change(run, end.changes(**more))
@@ -166,9 +166,9 @@ class Batch:
     def _is_there(self, thread_id: str, owner: str | None) -> bool:
         return thread_id in self._owners and self._owners[thread_id] == owner
 
-    def _claim(self, thread: Document) -> None:
+    def _tie(self, thread: Document) -> None:
         changes = self._of(thread["_id"])
-        changes.claims += 1
+        changes.ties += 1
         if thread["_id"] not in self._owners:
             self._owners[thread["_id"]] = thread["owner"]
             changes.new = thread
@@ -187,7 +187,7 @@ class _ThreadChanges:
 
     new: Document | None = None
     """Its document, where there was none."""
-    claims: int = 0
+    ties: int = 0
     status: str | None = None
     """How the last run that ended has left it."""
     settled_at: Int64 | None = None
@@ -199,11 +199,11 @@ class _ThreadChanges:
     def operation(self, thread_id: str) -> Operation:
         settled = self.status is not None and self.settled_at is not None
         if self.new is not None:
-            document = {**self.new, "claims": self.claims}
+            document = {**self.new, "ties": self.ties}
             if settled:
                 document |= {"status": self.status, "updated_at": max(document["updated_at"], self.settled_at)}
             return InsertOne(document)
-        changes: Document = {"$inc": {"claims": self.claims}} if self.claims else {}
+        changes: Document = {"$inc": {"ties": self.ties}} if self.ties else {}
         if settled:
             changes |= {"$set": {"status": self.status}, "$max": {"updated_at": self.settled_at}}
         return UpdateOne({"_id": thread_id}, changes)

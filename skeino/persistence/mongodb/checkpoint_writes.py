@@ -1,104 +1,200 @@
-"""`CheckpointWrites`: what the saver writes to one of its collections, together where several come at once.
+"""`CheckpointWrites`: what the saver writes to its two collections, together where several come at once.
 
-The documents are made by the stock saver itself, which is handed a collection that only keeps what it is asked to do.
+The documents are made by the stock saver itself, which is handed collections that only keep what they are asked to do.
+What runs write that hold their threads is written in a transaction, in which the threads' documents are touched, too:
+so that whoever takes one of them meanwhile either makes it fail, or comes after it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, cast
 
 from langgraph.checkpoint.mongodb import MongoDBSaver
 from pymongo import UpdateOne
+from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
 from pymongo.errors import BulkWriteError, ConnectionFailure
 
 from skeino.persistence.group_commit import GroupCommit
 from skeino.persistence.mongodb.connections import MongoDatabase, translated_errors
+from skeino.persistence.mongodb.documents import Document
+from skeino.persistence.mongodb.schema import THREADS
 
 Work = Callable[[MongoDBSaver], Any]
 
 
-class CheckpointWrites:
-    """The one asynchronous writer of a process to this collection."""
+class RefusedError(Exception):
+    """The thread's fence is another one now. Nothing was written."""
 
-    def __init__(self, database: MongoDatabase, collection: Collection[dict[str, Any]]) -> None:
+
+class CheckpointWrites:
+    """The one asynchronous writer of a process to these collections."""
+
+    def __init__(
+        self, database: MongoDatabase, checkpoints: Collection[Document], pending_writes: Collection[Document]
+    ) -> None:
         self._database = database
-        self._collection = collection
+        self._collections = (checkpoints, pending_writes)
+        self._threads = database.metadata_of(database.blocking_client)[THREADS]
         self._group: GroupCommit[_Write] = GroupCommit(
             self._write_batch, f"MongoDB at {database.place}", patience=database.operation_timeout
         )
 
-    async def write(self, saver: MongoDBSaver, work: Work) -> Any:
+    async def write(self, saver: MongoDBSaver, work: Work, held: tuple[str, int] | None) -> Any:
         """What `work` results in, once it is durable. A caller that is cancelled loses that alone.
 
         Args:
             saver: whose serializer is used.
             work: one of the stock saver's writing methods, called on the saver it is given; it may be called again.
+            held: the thread, and the fence that it must have; None writes in any case.
 
         Raises:
+            RefusedError: it has another.
             StoreError: as `MongoDatabase.in_thread`.
         """
         with translated_errors(self._database.place):
-            return await self._group.write(_Write(saver, work))
+            return await self._group.write(_Write(saver, work, held))
+
+    def write_blocking(self, saver: MongoDBSaver, work: Work, held: tuple[str, int] | None) -> Any:
+        """As `write`, by itself."""
+        with self._database.blocking_operation():
+            return self._one_alone(_Write(saver, work, held))
 
     async def close(self) -> None:
         """Take no more writes, and wait until those there are have been answered."""
         await self._group.close()
 
     async def _write_batch(self, writes: Sequence[_Write]) -> Sequence[Any]:
-        work = self._each_alone if len(writes) == 1 else self._together
-        return await self._database.in_thread(lambda: work(writes))
+        return await self._database.in_thread(lambda: self._written(writes))
 
-    def _together(self, writes: Sequence[_Write]) -> Sequence[Any]:
+    def _written(self, writes: Sequence[_Write]) -> Sequence[Any]:
+        if len(writes) == 1 and writes[0].held is None:
+            return self._each_alone(writes)
         answers: list[Any] = [None] * len(writes)
-        operations: list[UpdateOne] = []
-        positions: list[int] = []
+        asked: list[_Asked] = []
         alone: set[int] = set()
         for position, write in enumerate(writes):
-            asked = _Asked()
+            one = _Asked(position, write.held)
             try:
-                answers[position] = write.work(_Recorder(write.saver, asked))
+                answers[position] = write.work(_Recorder(write.saver, one))
             except _OtherwiseError:
                 alone.add(position)
             except Exception as exc:
                 answers[position] = exc
             else:
-                operations += asked.operations
-                positions += [position] * len(asked.operations)
+                asked.append(one)
         try:
-            if operations:
-                # Operations on one document keep their order in an unordered bulk, too, and none waits for another.
-                self._collection.bulk_write(operations, ordered=False)
+            for position in self._together(asked):
+                answers[position] = RefusedError()
         except ConnectionFailure:
             raise
-        except BulkWriteError as exc:
-            details = exc.details or {}
-            whole = details.get("writeConcernErrors")
-            alone.update(positions if whole else [positions[error["index"]] for error in details["writeErrors"]])
-        except Exception:  # by something that one of them has, maybe
-            alone.update(positions)
+        except _FailedError as exc:
+            alone |= exc.positions
+        except Exception as exc:  # by something that one of them has, maybe
+            if len(writes) == 1:
+                raise
+            alone.update(one.position for one in asked)
+            del exc
         again = sorted(alone)
         for position, answer in zip(again, self._each_alone([writes[position] for position in again]), strict=True):
             answers[position] = answer
         return answers
 
+    def _together(self, asked: Sequence[_Asked]) -> set[int]:
+        """Write all of them but those that are refused, whose positions it returns."""
+        if any(one.held is not None for one in asked):
+            if self._database.transactions:
+                return self._database.blocking_transact(lambda session: self._fenced(asked, session))
+            refused = self._refused(asked, None)
+            asked = [one for one in asked if one.position not in refused]
+        else:
+            refused = set()
+        for collection, name in zip(self._collections, _NAMES, strict=True):
+            operations = [operation for one in asked for operation in one.of(name)]
+            positions = [one.position for one in asked for _ in one.of(name)]
+            try:
+                if operations:
+                    # Operations on one document keep their order in an unordered bulk, too; none waits for another.
+                    collection.bulk_write(operations, ordered=False)
+            except BulkWriteError as exc:
+                details = exc.details or {}
+                whole = details.get("writeConcernErrors")
+                failed = positions if whole else [positions[error["index"]] for error in details["writeErrors"]]
+                raise _FailedError({*failed, *_later(asked, name)}) from exc
+        return refused
+
+    def _fenced(self, asked: Sequence[_Asked], session: ClientSession | None) -> set[int]:
+        """As `_together`, in a transaction: all of it, or nothing."""
+        refused = self._refused(asked, session)
+        for collection, name in zip(self._collections, _NAMES, strict=True):
+            operations = [operation for one in asked if one.position not in refused for operation in one.of(name)]
+            if operations:
+                collection.bulk_write(operations, ordered=False, session=session)
+        return refused
+
+    def _refused(self, asked: Sequence[_Asked], session: ClientSession | None) -> set[int]:
+        """Those whose thread has another fence now. The documents of the others are touched."""
+        held = sorted({one.held for one in asked if one.held is not None})
+        touched = self._threads.bulk_write(
+            [UpdateOne({"_id": thread_id, "fence": fence}, {"$inc": {"writes": 1}}) for thread_id, fence in held],
+            ordered=False,
+            session=session,
+        )
+        if touched.matched_count == len(held):
+            return set()
+        names = {thread_id for thread_id, _ in held}
+        threads = self._threads.find({"_id": {"$in": list(names)}}, {"fence": 1}, session=session)
+        fences = {(thread["_id"], thread["fence"]) for thread in threads}
+        return {one.position for one in asked if one.held is not None and one.held not in fences}
+
     def _each_alone(self, writes: Sequence[_Write]) -> Sequence[Any]:
-        """As the stock saver does it; what it says of its document is the write's own answer."""
+        """What the stock saver, or the server, says of its document is the write's own answer."""
         answers: list[Any] = []
         for write in writes:
             try:
-                answers.append(write.work(write.saver))
+                answers.append(self._one_alone(write))
             except ConnectionFailure as exc:  # the others need not wait for the same
                 return [*answers, *[exc] * (len(writes) - len(answers))]
             except Exception as exc:
                 answers.append(exc)
         return answers
 
+    def _one_alone(self, write: _Write) -> Any:
+        if write.held is not None:
+            one = _Asked(0, write.held)
+            try:
+                answer = write.work(_Recorder(write.saver, one))
+            except _OtherwiseError:
+                one = _Asked(0, write.held)
+                if self._refused([one], None):
+                    raise RefusedError from None
+            else:
+                if self._together([one]):
+                    raise RefusedError
+                return answer
+        return write.work(write.saver)
+
+
+_NAMES = ("checkpoints", "pending writes")
+
+
+def _later(asked: Iterable[_Asked], name: str) -> set[int]:
+    """The positions of what was not tried, when one of these has failed."""
+    return {one.position for one in asked if any(one.of(later) for later in _NAMES[_NAMES.index(name) + 1 :])}
+
 
 class _Write(NamedTuple):
     saver: MongoDBSaver
     work: Work
+    held: tuple[str, int] | None
+
+
+class _FailedError(Exception):
+    """Some have not been written: each may be tried by itself."""
+
+    def __init__(self, positions: set[int]) -> None:
+        self.positions = positions
 
 
 class _Recorder(MongoDBSaver):
@@ -106,22 +202,35 @@ class _Recorder(MongoDBSaver):
 
     def __init__(self, saver: MongoDBSaver, asked: _Asked) -> None:
         self.__dict__.update(saver.__dict__)
-        self.checkpoint_collection = self.writes_collection = cast("Any", asked)
+        self.checkpoint_collection = cast("Any", _AskedOf(asked.of("checkpoints")))
+        self.writes_collection = cast("Any", _AskedOf(asked.of("pending writes")))
 
 
 class _Asked:
-    """A collection that keeps what it is asked to do, of what the stock saver's writing methods ask for."""
+    """What the stock saver's writing method asks for, of which collection."""
 
-    def __init__(self) -> None:
-        self.operations: list[UpdateOne] = []
+    def __init__(self, position: int, held: tuple[str, int] | None) -> None:
+        self.position = position
+        self.held = held
+        self._operations: dict[str, list[UpdateOne]] = {}
+
+    def of(self, name: str) -> list[UpdateOne]:
+        return self._operations.setdefault(name, [])
+
+
+class _AskedOf:
+    """A collection that keeps what it is asked to do."""
+
+    def __init__(self, operations: list[UpdateOne]) -> None:
+        self._operations = operations
 
     def update_one(self, *arguments: Any, **options: Any) -> None:
-        self.operations.append(UpdateOne(*arguments, **options))
+        self._operations.append(UpdateOne(*arguments, **options))
 
     def bulk_write(self, operations: Sequence[Any], **options: Any) -> None:
         if not operations or options:
             raise _OtherwiseError
-        self.operations += operations
+        self._operations += operations
 
     def __getattr__(self, name: str) -> Any:
         raise _OtherwiseError

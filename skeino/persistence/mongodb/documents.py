@@ -40,7 +40,9 @@ def thread_document(thread: ThreadRow) -> Document:
         "ttl": thread["ttl"],
         "created_at": microseconds(thread["created_at"]),
         "updated_at": microseconds(thread["updated_at"]),
-        "claims": 0,
+        "ties": 0,
+        "queue": [],
+        "fence": microseconds(datetime.now(UTC)),
     }
 
 

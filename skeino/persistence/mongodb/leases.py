@@ -22,6 +22,7 @@ from pymongo.client_session import ClientSession
 from pymongo.errors import OperationFailure
 from pymongo.synchronous.database import Database
 
+from skeino.persistence.claims import Queue
 from skeino.persistence.leases import END_UNKNOWN, KEPT, PATIENCE, WORKER_LOST
 from skeino.persistence.mongodb.clients import APP_NAME, LEASES_APP_NAME
 from skeino.persistence.mongodb.connections import MongoDatabase, translated_errors
@@ -180,6 +181,7 @@ class MongoLeases:
         ended = self._runs.update_many(condition, _ending(error), session=session)
         threads = sorted({run["thread_id"] for run in found} - {None})
         self._threads.update_many({"_id": {"$in": threads}}, _SETTLING, session=session)
+        self._fence_off(threads, {run["_id"] for run in found}, session)
         return ended.modified_count
 
     def _end_one(self, run_id: str, doomed: Document, error: RunError) -> int:
@@ -187,7 +189,20 @@ class MongoLeases:
         run = self._runs.find_one_and_update({**doomed, "_id": run_id}, _ending(error), projection=["thread_id"])
         if run is not None and run["thread_id"] is not None:
             self._threads.update_one({"_id": run["thread_id"]}, _SETTLING)
+            self._fence_off([run["thread_id"]], {run_id}, None)
         return int(run is not None)
+
+    def _fence_off(self, threads: Sequence[str], ended: set[str], session: ClientSession | None) -> None:
+        """Let what the runs that have ended still write be refused, on threads that no other run holds."""
+        found = list(self._threads.find({"_id": {"$in": list(threads)}}, {"queue": 1}, session=session))
+        queued = {run_id for thread in found for run_id in thread["queue"]}
+        active = {"_id": {"$in": list(queued)}, "active": True}
+        alive = frozenset(run["_id"] for run in self._runs.find(active, {"_id": 1}, session=session)) if queued else ()
+        free = [
+            thread["_id"] for thread in found if Queue(tuple(thread["queue"]), frozenset(alive)).may_be_held_by(ended)
+        ]
+        if free:
+            self._threads.update_many({"_id": {"$in": free}}, {"$inc": {"fence": 1}}, session=session)
 
 
 _SETTLING: Final = [{"$set": {"status": "error", "updated_at": {"$max": ["$updated_at", NOW_IN_MICROSECONDS]}}}]

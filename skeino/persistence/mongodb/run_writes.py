@@ -177,20 +177,20 @@ class RunWrites:
     async def _start_on_thread(self, start: Start, thread: Document, session: Session) -> bool:
         if session is None and await self._runs.find_one({"_id": start.run_id}, {"_id": 1}):
             return False
-        await self._claim(thread, session)
+        await self._tie(thread, session)
         if not await self._insert_run(start.run, session):
-            raise _StartedAlreadyError  # which takes back the claim
+            raise _StartedAlreadyError  # which takes back the tie
         if session is None:
-            await self._claim_again(thread, start.run_id)
+            await self._tie_again(thread, start.run_id)
         return True
 
     async def _attach(self, attachment: Attachment, session: Session) -> None:
         thread_id = attachment.thread_id
-        await self._claim(attachment.thread, session)
+        await self._tie(attachment.thread, session)
         condition = {"_id": attachment.run_id, "thread_id": None, "active": True}
         await self._runs.update_one(condition, {"$set": {"thread_id": thread_id}}, session=session)
         if session is None:
-            await self._claim_again(attachment.thread, attachment.run_id)
+            await self._tie_again(attachment.thread, attachment.run_id)
 
     async def _end(self, end: End, times: int | None) -> bool:
         changes, finish = end.changes(), end.finish
@@ -222,16 +222,16 @@ class RunWrites:
             return False
         return True
 
-    async def _claim(self, thread: Document, session: Session) -> None:
-        """Make the thread if there is none, and count up its claims.
+    async def _tie(self, thread: Document, session: Session) -> None:
+        """Make the thread if there is none, and count up its ties.
 
         Raises:
             ThreadNotFoundError: it is another owner's.
         """
-        new = {field: value for field, value in thread.items() if field != "claims"}
+        new = {field: value for field, value in thread.items() if field != "ties"}
         found = await self._threads.find_one_and_update(
             {"_id": thread["_id"]},
-            {"$setOnInsert": new, "$inc": {"claims": 1}},
+            {"$setOnInsert": new, "$inc": {"ties": 1}},
             projection=["owner"],
             upsert=True,
             return_document=ReturnDocument.AFTER,
@@ -241,10 +241,10 @@ class RunWrites:
         if found["owner"] != thread["owner"]:
             raise ThreadNotFoundError(f"There is no thread {thread['_id']!r}.")
 
-    async def _claim_again(self, thread: Document, run_id: str) -> None:
+    async def _tie_again(self, thread: Document, run_id: str) -> None:
         """Without a transaction a deletion may have gone by: make the thread anew, unless another owner has."""
         try:
-            await self._claim(thread, None)
+            await self._tie(thread, None)
         except ThreadNotFoundError:
             condition = {"_id": run_id, "thread_id": thread["_id"]}
             await self._runs.update_one(condition, {"$set": {"thread_id": None}})
@@ -255,8 +255,8 @@ class RunWrites:
     ) -> None:
         """Tie a run that has just ended to the thread it worked on, if that is there and its owner's."""
         condition = {"_id": thread_id, "owner": run["owner"]}
-        claimed = await self._threads.update_one(condition, {"$inc": {"claims": 1}}, session=session)
-        if not claimed.matched_count:
+        tied = await self._threads.update_one(condition, {"$inc": {"ties": 1}}, session=session)
+        if not tied.matched_count:
             return
         if status is not None:
             await settle(self._threads, condition, status, at, session)

@@ -11,11 +11,12 @@ from pymongo import ASCENDING, UpdateOne
 
 from skeino.persistence.inventory import StoredWrite
 from skeino.persistence.mongodb import history
-from skeino.persistence.mongodb.checkpoint_writes import CheckpointWrites
+from skeino.persistence.mongodb.checkpoint_writes import CheckpointWrites, RefusedError
 from skeino.persistence.mongodb.checkpoints import Ancestors, one, page
 from skeino.persistence.mongodb.connections import MongoDatabase
 from skeino.persistence.paging import Place, paged, paged_blocking
-from skeino.persistence.stamping import RunStampMixin
+from skeino.persistence.stamping import RunStampMixin, fence_of
+from skeino.runs import Run
 
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
@@ -44,8 +45,7 @@ class MongoDatabaseSaver(MongoDBSaver):
         self.db = database.checkpoints
         self.checkpoint_collection = self.db[self.checkpoint_collection.name]
         self.writes_collection = self.db[self.writes_collection.name]
-        self._put = CheckpointWrites(database, self.checkpoint_collection)
-        self._put_writes = CheckpointWrites(database, self.writes_collection)
+        self._writes = CheckpointWrites(database, self.checkpoint_collection, self.writes_collection)
 
     # ── Asynchronous: the blocking methods of this class, not those that a subclass may add a stamp to ───
 
@@ -80,17 +80,24 @@ class MongoDatabaseSaver(MongoDBSaver):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
-        stored: RunnableConfig = await self._put.write(
-            self, lambda saver: MongoDBSaver.put(saver, config, checkpoint, metadata, new_versions)
+        stored: RunnableConfig = await self._write(
+            config, lambda saver: MongoDBSaver.put(saver, config, checkpoint, metadata, new_versions)
         )
         return stored
 
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
-        await self._put_writes.write(
-            self, lambda saver: MongoDBSaver.put_writes(saver, config, writes, task_id, task_path)
-        )
+        await self._write(config, lambda saver: MongoDBSaver.put_writes(saver, config, writes, task_id, task_path))
+
+    async def _write(self, config: RunnableConfig, work: Callable[[MongoDBSaver], T]) -> T:
+        run, held = _held(config)
+        try:
+            written: T = await self._writes.write(self, work, held)
+        except RefusedError:
+            assert run is not None  # who else has a fence
+            raise run.refused(config["configurable"]["thread_id"]) from None
+        return written
 
     async def adelete_thread(self, thread_id: str) -> None:
         await self.database.in_thread(lambda: MongoDatabaseSaver.delete_thread(self, thread_id))
@@ -129,14 +136,24 @@ class MongoDatabaseSaver(MongoDBSaver):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
-        with self.database.blocking_operation():
-            return super().put(config, checkpoint, metadata, new_versions)
+        stored: RunnableConfig = self._write_blocking(
+            config, lambda saver: MongoDBSaver.put(saver, config, checkpoint, metadata, new_versions)
+        )
+        return stored
 
     def put_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
-        with self.database.blocking_operation():
-            super().put_writes(config, writes, task_id, task_path)
+        self._write_blocking(config, lambda saver: MongoDBSaver.put_writes(saver, config, writes, task_id, task_path))
+
+    def _write_blocking(self, config: RunnableConfig, work: Callable[[MongoDBSaver], T]) -> T:
+        run, held = _held(config)
+        try:
+            written: T = self._writes.write_blocking(self, work, held)
+        except RefusedError:
+            assert run is not None
+            raise run.refused(config["configurable"]["thread_id"]) from None
+        return written
 
     def delete_thread(self, thread_id: str) -> None:
         with self.database.blocking_operation():
@@ -144,8 +161,7 @@ class MongoDatabaseSaver(MongoDBSaver):
 
     async def aclose(self) -> None:
         """Write what is still to be written, and take no more."""
-        await self._put.close()
-        await self._put_writes.close()
+        await self._writes.close()
 
     def close(self) -> None:
         """Nothing: the client is closed by whoever opened it. The stock saver closes it, the application's too."""
@@ -242,6 +258,12 @@ class MongoDatabaseSaver(MongoDBSaver):
 
 class StampedMongoDBSaver(RunStampMixin, MongoDatabaseSaver):
     """`MongoDatabaseSaver`, stamped."""
+
+
+def _held(config: RunnableConfig) -> tuple[Run | None, tuple[str, int] | None]:
+    """The current run, and the thread with the fence that the run's writes go with."""
+    run, fence = fence_of(config)
+    return run, None if fence is None else (config["configurable"]["thread_id"], fence)
 
 
 def _limit(limit: int | None) -> int | None:

@@ -1,7 +1,7 @@
 """`MongoMetadataStore`: threads and runs in the collections `app_threads` and `app_runs`.
 
 What changes a thread and a run is one transaction, on a replica set or a sharded cluster; the starts and ends of runs
-that come at once share it (`RunWrites`). Whatever ties a run to a thread also counts up the thread's `claims`: that is
+that come at once share it (`RunWrites`). Whatever ties a run to a thread also counts up the thread's `ties`: that is
 the document in which it collides with a deletion. A server that stands alone has no transactions: there the steps are
 in an order that leaves no run without its thread, and the thread is looked at once more at the end.
 
@@ -20,6 +20,7 @@ from pymongo.errors import DuplicateKeyError
 
 from skeino.errors import RunNotFoundError, StoreError, ThreadBusyError, ThreadExistsError, ThreadNotFoundError
 from skeino.persistence.answers import made_of
+from skeino.persistence.claims import Queue
 from skeino.persistence.mongodb.batches import Attachment, End, Start
 from skeino.persistence.mongodb.connections import MongoDatabase
 from skeino.persistence.mongodb.documents import (
@@ -97,6 +98,42 @@ class MongoMetadataStore:
     async def attach_thread(self, run_id: str, thread_id: str, *, owner: str | None) -> None:
         thread = thread_document(new_thread(thread_id, {"owner": owner}))
         await self._run_writes.write(Attachment(validate_run_id(run_id), thread))
+
+    # ── Who writes to a thread ───────────────────────────────────────────────────────────────────────────
+
+    async def claim_thread(self, run_id: str, thread_id: str, *, owner: str | None) -> int | None:
+        await self.attach_thread(run_id, thread_id, owner=owner)
+        return await self.change_queue(thread_id, (), (run_id,), takes=True)
+
+    async def get_queue(self, thread_id: str) -> Queue | None:
+        async with self._database.operation():
+            thread = await self._threads.find_one({"_id": validate_thread_id(thread_id)}, {"queue": 1})
+            if thread is None:
+                return None
+            queued = thread["queue"]  # whose runs had their documents before they came here
+            active = {"_id": {"$in": queued}, "active": True}
+            runs = await self._runs.find(active, {"_id": 1}).to_list() if queued else []
+        return Queue(tuple(queued), frozenset(run["_id"] for run in runs))
+
+    async def change_queue(
+        self, thread_id: str, seen: Sequence[str], wanted: Sequence[str], *, takes: bool
+    ) -> int | None:
+        as_seen = {"_id": validate_thread_id(thread_id), "queue": [validate_run_id(run_id) for run_id in seen]}
+        changes: dict[str, Any] = {"$set": {"queue": [validate_run_id(run_id) for run_id in wanted]}}
+        if takes:
+            changes["$inc"] = {"fence": 1}
+        async with self._database.operation():
+            thread = await self._threads.find_one_and_update(
+                as_seen, changes, projection=["fence"], return_document=ReturnDocument.AFTER
+            )
+        return None if thread is None else int(thread["fence"])
+
+    async def release_thread(self, run_id: str, thread_id: str) -> None:
+        queued = {"_id": validate_thread_id(thread_id), "queue": validate_run_id(run_id)}
+        async with self._database.operation():
+            await self._threads.update_one(queued, {"$pull": {"queue": run_id}})
+
+    # ── A run's end ──────────────────────────────────────────────────────────────────────────────────────
 
     def finish_run(self, finish: RunFinish) -> Awaitable[bool]:
         checked = checked_finish(finish)
@@ -280,7 +317,7 @@ class MongoMetadataStore:
             for thread_id, _ in needed - present:
                 raise ThreadNotFoundError(f"There is no thread {thread_id!r}.")
             if ids:
-                await self._threads.update_many({"_id": {"$in": ids}}, {"$inc": {"claims": 1}}, session=session)
+                await self._threads.update_many({"_id": {"$in": ids}}, {"$inc": {"ties": 1}}, session=session)
             return await _insert_new(self._runs, documents, session)
 
         return await self._database.transact(restore)

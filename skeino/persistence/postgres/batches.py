@@ -13,8 +13,10 @@ from typing import Any, Final
 from skeino.persistence.postgres.statements import (
     ACTIVE,
     ATTACH_RUN,
+    CLAIM_THREAD,
     FINISH_RUN,
     INTERRUPT_RUNS,
+    RELEASE_THREAD,
     START_READING_RUN,
     START_RUN,
     START_RUN_ON_THREAD,
@@ -148,6 +150,45 @@ ATTACH_RUNS: Final = f"""
     )
     SELECT run_id::text FROM found
 """
+# Of several runs on one thread the first has it, if nobody is in its queue.
+CLAIM_THREADS: Final = f"""
+    {PATIENCE}, {given("given", _ATTACH)}, first AS MATERIALIZED (
+        SELECT DISTINCT ON (thread_id) thread_id, run_id, owner FROM given ORDER BY thread_id, position
+    ), created AS (
+        INSERT INTO app_threads (thread_id, owner, status, metadata, config, created_at, updated_at, queue)
+        SELECT DISTINCT ON (thread_id) thread_id, owner, 'idle', '{{}}'::jsonb, '{{}}'::jsonb, created_at, created_at,
+            ARRAY[run_id]
+        FROM given ORDER BY thread_id, position
+        ON CONFLICT (thread_id) DO NOTHING
+        RETURNING thread_id, owner, fence
+    ), taken AS (
+        UPDATE app_threads t SET
+            queue = ARRAY[(SELECT f.run_id FROM first f WHERE f.thread_id = t.thread_id)], fence = t.fence + 1
+        WHERE t.thread_id = ANY(ARRAY(SELECT thread_id FROM first)) AND t.queue = '{{}}'
+            AND (SELECT f.owner IS NOT DISTINCT FROM t.owner FROM first f WHERE f.thread_id = t.thread_id)
+        RETURNING t.thread_id, t.fence
+    ), found AS MATERIALIZED (
+        SELECT run_id, thread_id FROM given WHERE {_HAS_OWN_THREAD}
+    ), attached AS (
+        UPDATE app_runs r SET thread_id = (SELECT thread_id FROM found WHERE found.run_id = r.run_id)
+        WHERE r.run_id = ANY(ARRAY(SELECT run_id FROM found)) AND r.thread_id IS NULL AND {_IS_ACTIVE}
+    )
+    SELECT run_id::text, CASE WHEN run_id = (SELECT f.run_id FROM first f WHERE f.thread_id = found.thread_id) THEN
+        coalesce(
+            (SELECT c.fence FROM created c WHERE c.thread_id = found.thread_id),
+            (SELECT t.fence FROM taken t WHERE t.thread_id = found.thread_id)
+        )
+    END AS fence
+    FROM found
+"""
+RELEASE_THREADS: Final = f"""
+    {PATIENCE}, {given("given", {"run_id": "uuid", "thread_id": "text"})}
+    UPDATE app_threads t SET queue = ARRAY(
+        SELECT waiting FROM unnest(t.queue) WITH ORDINALITY AS queued (waiting, place)
+        WHERE waiting <> ALL(ARRAY(SELECT g.run_id FROM given g WHERE g.thread_id = t.thread_id)) ORDER BY place
+    )
+    WHERE t.thread_id = ANY(ARRAY(SELECT thread_id FROM given)) AND t.queue <> '{{}}'
+"""
 # Of several runs on one thread the last says how it is left.
 FINISH_RUNS: Final = f"""
     {PATIENCE}, {given("given", _FINISH)}, finished AS (
@@ -193,6 +234,8 @@ START: Final = Kind(START_RUN, START_RUNS, _columns(_START))
 START_READING: Final = Kind(START_READING_RUN, START_READING_RUNS, _columns(_START))
 START_ON_THREAD: Final = Kind(START_RUN_ON_THREAD, START_RUNS_ON_THREADS, _columns(_START))
 ATTACH: Final = Kind(ATTACH_RUN, ATTACH_RUNS, _columns(_ATTACH))
+CLAIM: Final = Kind(CLAIM_THREAD, CLAIM_THREADS, _columns(_ATTACH))
+RELEASE: Final = Kind(RELEASE_THREAD, RELEASE_THREADS, _columns({"run_id": "uuid", "thread_id": "text"}))
 FINISH: Final = Kind(FINISH_RUN, FINISH_RUNS, _columns(_FINISH))
 INTERRUPT: Final = Kind(INTERRUPT_RUNS, None, _columns({}))
 

@@ -73,6 +73,15 @@ class PostgresDatabase:
         self._session = Session(connect, patience=pool.timeout)
         self.writer = Writer(self.fetch, self._fetch_in_session, lambda: self._session.is_own, place, operation_timeout)
 
+    @property
+    def may_prepare(self) -> bool:
+        """Whether statements can be prepared: no pooler stands between, as far as is known."""
+        return self._session.is_own
+
+    def prepare_no_more(self) -> None:
+        """There is a pooler, after all."""
+        self._session.prepare_no_more()
+
     async def open(self) -> None:
         """Open the writer's session; the pool is open already."""
         with translated_errors(self.place):

@@ -49,6 +49,15 @@ DECLARE_LOST: Final = """
 """
 
 
+# The first run of a thread's queue that has not ended, as far as this statement can see. If that is one that ends now,
+# or there is none, the dead may have been the last to have the thread: what they still write is refused from now on.
+HOLDER: Final = f"""(
+                SELECT q.run_id FROM unnest(t.queue) WITH ORDINALITY AS q (run_id, place)
+                WHERE NOT EXISTS (SELECT FROM app_runs r WHERE r.run_id = q.run_id AND NOT ({ACTIVE}))
+                ORDER BY q.place LIMIT 1
+            )"""
+
+
 def _end(doomed: str) -> str:
     """End the runs that the query finds and locks, with their threads; nothing that another session holds."""
     return f"""
@@ -61,9 +70,11 @@ def _end(doomed: str) -> str:
         UPDATE app_runs r SET status = 'error', finished_at = statement_timestamp(), error = %(error)s
         FROM doomed d
         WHERE r.run_id = d.run_id AND (d.thread_id IS NULL OR d.thread_id IN (SELECT thread_id FROM threads))
-        RETURNING r.thread_id
+        RETURNING r.run_id, r.thread_id
     ), settled AS (
-        UPDATE app_threads t SET status = 'error', updated_at = greatest(t.updated_at, statement_timestamp())
+        UPDATE app_threads t SET
+            status = 'error', updated_at = greatest(t.updated_at, statement_timestamp()),
+            fence = t.fence + ({HOLDER} IS NULL OR {HOLDER} IN (SELECT run_id FROM ended))::int
         WHERE t.thread_id IN (SELECT thread_id FROM ended)
     )
     SELECT count(*) AS number FROM ended

@@ -6,6 +6,7 @@ all blobs of the thread: the longer the thread, the slower it is to read one che
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -61,13 +62,24 @@ GROUP BY w.thread_id, w.checkpoint_id
 """
 
 
-async def one(cursor: AsyncCursor[DictRow], saver: AsyncPostgresSaver, config: RunnableConfig) -> list[DictRow]:
-    """The row of the checkpoint that the config names, or of the latest."""
+async def one(
+    cursor: AsyncCursor[DictRow], saver: AsyncPostgresSaver, config: RunnableConfig, *, prepare: bool
+) -> list[DictRow]:
+    """The row of the checkpoint that the config names, or of the latest.
+
+    Args:
+        cursor: of a connection for this alone.
+        saver: loads what is stored.
+        config: names the thread, its namespace, and maybe a checkpoint.
+        prepare: keep the statement's plan, which takes longer to make than the row to be read.
+    """
     configurable = config["configurable"]
     place = [configurable["thread_id"], configurable.get("checkpoint_ns", "")]
+    if prepare and cursor.connection.prepare_threshold is None:
+        cursor.connection.prepare_threshold = sys.maxsize  # what asks for it, and nothing else
     if checkpoint_id := get_checkpoint_id(config):
-        return await _rows(cursor, saver, _ONE, [*place, checkpoint_id])
-    return await _rows(cursor, saver, _LATEST, place)
+        return await _rows(cursor, saver, _ONE, [*place, checkpoint_id], prepare=prepare)
+    return await _rows(cursor, saver, _LATEST, place, prepare=prepare)
 
 
 async def page(
@@ -88,9 +100,14 @@ async def page(
 
 
 async def _rows(
-    cursor: AsyncCursor[DictRow], saver: AsyncPostgresSaver, clauses: str, values: Sequence[Any]
+    cursor: AsyncCursor[DictRow],
+    saver: AsyncPostgresSaver,
+    clauses: str,
+    values: Sequence[Any],
+    *,
+    prepare: bool | None = None,
 ) -> list[DictRow]:
-    await cursor.execute(_SELECT + clauses, values, binary=True)
+    await cursor.execute(_SELECT + clauses, values, binary=True, prepare=prepare or None)
     rows = await cursor.fetchall()
     old = [row for row in rows if row["checkpoint"]["v"] < 4 and row["parent_checkpoint_id"]]
     if old:  # of a LangGraph that had what is sent to the next step in the writes of the step before

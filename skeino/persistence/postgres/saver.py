@@ -22,8 +22,9 @@ from skeino.persistence.paging import Place, paged
 from skeino.persistence.postgres import history, reading
 from skeino.persistence.postgres.checkpoints import CHECKPOINT, INSERTED, UPSERTED
 from skeino.persistence.postgres.connections import PostgresDatabase
+from skeino.persistence.postgres.session import LOST_PLANS
 from skeino.persistence.pruning import checked_copy, checked_prune, checked_run_ids, target_exists
-from skeino.persistence.stamping import RunStampMixin
+from skeino.persistence.stamping import RunStampMixin, fence_of
 
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
@@ -83,13 +84,16 @@ class PostgresDatabaseSaver(AsyncPostgresSaver):
             _json({**checkpoint, "channel_values": inline}),
             _json(get_serializable_checkpoint_metadata(config, metadata)),
         )
-        await self.database.writer.write(
+        run, fence = fence_of(config)
+        refused = await self.database.writer.write(
             CHECKPOINT,
-            {"checkpoint": row, "blobs": blobs},
+            {"checkpoint": row, "blobs": blobs, "fence": fence},
             ("checkpoint", *row[:3]),
             thread=("checkpoints", thread_id),
             size=len(row[4]) + len(row[5]) + sum(len(blob[5] or b"") for blob in blobs),
         )
+        if refused and run is not None:
+            raise run.refused(thread_id)
         return {"configurable": {"thread_id": thread_id, "checkpoint_ns": namespace, "checkpoint_id": checkpoint["id"]}}
 
     async def aput_writes(
@@ -103,19 +107,27 @@ class PostgresDatabaseSaver(AsyncPostgresSaver):
         kind = INSERTED
         if all(channel in WRITES_IDX_MAP for channel, _ in writes):
             kind, rows = UPSERTED, list({row[5]: row for row in rows}.values())  # the last of each index
-        await self.database.writer.write(
+        run, fence = fence_of(config)
+        refused = await self.database.writer.write(
             kind,
-            {"rows": rows},
+            {"rows": rows, "fence": fence},
             ("writes", *place, task_id),
             thread=("checkpoints", place[0]),
             size=sum(len(row[8]) for row in rows),
         )
+        if refused and run is not None:
+            raise run.refused(place[0])
 
     # ── Reading ──────────────────────────────────────────────────────────────────────────────────────────
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        async with self._cursor() as cursor:
-            rows = await reading.one(cursor, self, config)
+        try:
+            rows = await self._row_of(config, prepare=self.database.may_prepare)
+        except StoreError as exc:
+            if exc.sqlstate not in LOST_PLANS:
+                raise
+            self.database.prepare_no_more()
+            rows = await self._row_of(config, prepare=False)
         found = await self._loaded(rows)
         return found[0] if found else None
 
@@ -134,6 +146,10 @@ class PostgresDatabaseSaver(AsyncPostgresSaver):
 
         async for checkpoint in paged(read, limit):
             yield checkpoint
+
+    async def _row_of(self, config: RunnableConfig, *, prepare: bool) -> Sequence[DictRow]:
+        async with self._cursor() as cursor:
+            return await reading.one(cursor, self, config, prepare=prepare)
 
     async def _loaded(self, rows: Sequence[DictRow]) -> Sequence[CheckpointTuple]:
         """What the rows hold; the stock saver goes to a thread for each, and for small ones the way takes longer."""

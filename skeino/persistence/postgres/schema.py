@@ -31,7 +31,9 @@ MIGRATIONS: Final[tuple[LiteralString, ...]] = (
         ttl_strategy text CHECK (ttl_strategy IN ('delete', 'keep_latest')),
         ttl_minutes double precision,
         created_at timestamptz NOT NULL,
-        updated_at timestamptz NOT NULL
+        updated_at timestamptz NOT NULL,
+        queue uuid[] NOT NULL DEFAULT '{}',
+        fence bigint NOT NULL DEFAULT (1000000 * extract(epoch FROM clock_timestamp()))::bigint
     );
     CREATE INDEX app_threads_updated ON app_threads (updated_at, thread_id);
     CREATE INDEX app_threads_created ON app_threads (created_at, thread_id);

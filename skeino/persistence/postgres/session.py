@@ -34,6 +34,8 @@ SETTINGS: Final = f"""
 """
 
 _LOST_PLANS: Final = (errors.InvalidSqlStatementName, errors.DuplicatePreparedStatement)
+LOST_PLANS: Final = tuple(error.sqlstate for error in _LOST_PLANS)
+"""What a statement fails with whose plan is in another session. It was not run."""
 
 
 class Session:
@@ -73,9 +75,13 @@ class Session:
         try:
             return await self._rows(connection, statement, values)
         except _LOST_PLANS:  # a pooler that passes its servers' numbers on: the statement was not run
-            self._may_prepare = False
+            self.prepare_no_more()
             await self.close()
             return await self._rows(await self._connected(), statement, values)
+
+    def prepare_no_more(self) -> None:
+        """There is a pooler, after all."""
+        self._may_prepare = self.is_own = False
 
     async def close(self) -> None:
         """Close the connection. The next statement opens another."""
@@ -103,7 +109,8 @@ class Session:
             try:
                 self.is_own = self._may_prepare and await is_own_session(connection)
                 if self.is_own:
-                    await connection.execute(SETTINGS)
+                    connection.prepare_threshold = 0  # None, as the pool has it, would refuse to prepare at all
+                    await connection.execute(SETTINGS, prepare=False)
             except BaseException:
                 await connection.close()
                 raise

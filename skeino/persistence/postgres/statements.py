@@ -77,6 +77,45 @@ ATTACH_RUN = f"""
     )
     SELECT thread_id FROM thread
 """
+CLAIM_THREAD = f"""
+    WITH created AS (
+        INSERT INTO app_threads (thread_id, owner, status, metadata, config, created_at, updated_at, queue)
+        VALUES (%(thread_id)s, %(owner)s, 'idle', '{{}}', '{{}}', %(created_at)s, %(created_at)s,
+            ARRAY[%(run_id)s::uuid])
+        ON CONFLICT (thread_id) DO NOTHING
+        RETURNING fence
+    ), taken AS (
+        UPDATE app_threads SET queue = ARRAY[%(run_id)s::uuid], fence = fence + 1
+        WHERE thread_id = %(thread_id)s AND queue = '{{}}' AND owner IS NOT DISTINCT FROM %(owner)s
+        RETURNING fence
+    ), thread AS (
+        SELECT fence FROM created
+        UNION ALL
+        SELECT fence FROM taken
+        UNION ALL
+        SELECT NULL FROM app_threads WHERE thread_id = %(thread_id)s AND owner IS NOT DISTINCT FROM %(owner)s
+    ), attached AS (
+        UPDATE app_runs SET thread_id = %(thread_id)s
+        WHERE run_id = %(run_id)s AND thread_id IS NULL AND {ACTIVE} AND EXISTS (SELECT FROM thread)
+    )
+    SELECT max(fence) AS fence FROM thread HAVING count(*) > 0
+"""
+RELEASE_THREAD = """
+    UPDATE app_threads SET queue = array_remove(queue, %(run_id)s::uuid)
+    WHERE thread_id = %(thread_id)s AND %(run_id)s::uuid = ANY(queue)
+"""
+# One snapshot: whoever stands in the queue had its row before it came there.
+SELECT_QUEUE = f"""
+    SELECT queue::text[] AS queue, ARRAY(
+        SELECT r.run_id::text FROM app_runs r WHERE r.run_id = ANY(t.queue) AND r.{ACTIVE}
+    ) AS active
+    FROM app_threads t WHERE thread_id = %(thread_id)s
+"""
+CHANGE_QUEUE = """
+    UPDATE app_threads SET queue = %(wanted)s::uuid[], fence = fence + %(taken)s::int
+    WHERE thread_id = %(thread_id)s AND queue = %(seen)s::uuid[]
+    RETURNING fence
+"""
 FINISH_RUN = f"""
     WITH finished AS (
         UPDATE app_runs SET

@@ -22,16 +22,28 @@ from skeino.errors import (
     ThreadNotFoundError,
 )
 from skeino.persistence.answers import made_of
-from skeino.persistence.postgres.batches import ATTACH, FINISH, INTERRUPT, START, START_ON_THREAD, START_READING
+from skeino.persistence.claims import Queue
+from skeino.persistence.postgres.batches import (
+    ATTACH,
+    CLAIM,
+    FINISH,
+    INTERRUPT,
+    RELEASE,
+    START,
+    START_ON_THREAD,
+    START_READING,
+)
 from skeino.persistence.postgres.connections import PostgresDatabase
 from skeino.persistence.postgres.leases import PostgresLeases
 from skeino.persistence.postgres.statements import (
     ACTIVE,
+    CHANGE_QUEUE,
     INSERT_THREAD,
     IS_BUSY,
     KEEP_LATE_OUTCOME,
     LOCK_THREADS,
     RUN_FIELDS,
+    SELECT_QUEUE,
     SELECT_RUNS,
     SELECT_THREADS,
     START_RUN,
@@ -108,6 +120,42 @@ class MetadataStore:
                 return
             await self._refuse_other_owner(thread_id, owner)
         raise StoreError(f"The thread {thread_id!r} comes and goes: the run could not be tied to it.")
+
+    # ── Who writes to a thread ───────────────────────────────────────────────────────────────────────────
+
+    async def claim_thread(self, run_id: str, thread_id: str, *, owner: str | None) -> int | None:
+        validate_run_id(run_id)
+        thread = new_thread(thread_id, {"owner": owner})
+        values = {"run_id": run_id, "thread_id": thread_id, "owner": owner, "created_at": thread["created_at"]}
+        for _ in range(_ATTEMPTS):
+            if rows := await self._write(CLAIM, values, run_id, thread=thread_id):
+                fence: int | None = rows[0]["fence"]
+                return fence
+            await self._refuse_other_owner(thread_id, owner)
+        raise StoreError(f"The thread {thread_id!r} comes and goes: the run could not be tied to it.")
+
+    async def get_queue(self, thread_id: str) -> Queue | None:
+        rows = await self._database.fetch(SELECT_QUEUE, {"thread_id": validate_thread_id(thread_id)})
+        return Queue(tuple(rows[0]["queue"]), frozenset(rows[0]["active"])) if rows else None
+
+    async def change_queue(
+        self, thread_id: str, seen: Sequence[str], wanted: Sequence[str], *, takes: bool
+    ) -> int | None:
+        values = {
+            "thread_id": validate_thread_id(thread_id),
+            "seen": [validate_run_id(run_id) for run_id in seen],
+            "wanted": [validate_run_id(run_id) for run_id in wanted],
+            "taken": int(takes),
+        }
+        rows = await self._database.fetch(CHANGE_QUEUE, values)
+        fence: int | None = rows[0]["fence"] if rows else None
+        return fence
+
+    def release_thread(self, run_id: str, thread_id: str) -> Awaitable[None]:
+        values = {"run_id": validate_run_id(run_id), "thread_id": validate_thread_id(thread_id)}
+        return made_of(self._database.writer.enqueue(RELEASE, values, run_id, thread=thread_id), lambda _: None)
+
+    # ── A run's end ──────────────────────────────────────────────────────────────────────────────────────
 
     def finish_run(self, finish: RunFinish) -> Awaitable[bool]:
         finish = checked_finish(finish)

@@ -143,7 +143,9 @@ class Writer:
             except Exception:  # one of them is bad: written alone, it gets its own error
                 break
             else:
-                found: dict[Hashable, Any] = {row["run_id"]: [row] for row in rows}
+                found: dict[Hashable, Any] = {
+                    writes[row["position"] - 1].keys[0] if "position" in row else row["run_id"]: [row] for row in rows
+                }
                 return {write.keys[0]: found.get(write.keys[0], []) for write in writes}
         return {write.keys[0]: self._write_alone(write) for write in writes}
 

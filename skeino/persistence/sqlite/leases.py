@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 from skeino.persistence.leases import END_UNKNOWN, KEPT, PATIENCE, WORKER_LOST
 from skeino.persistence.rows import RunError
 from skeino.persistence.sqlite.database import translated_errors
-from skeino.persistence.sqlite.statements import ACTIVE, text_of
+from skeino.persistence.sqlite.statements import ACTIVE, queue_of, text_of
 
 T = TypeVar("T")
 
@@ -39,6 +39,10 @@ SETTLE_THREADS: Final = """
     WHERE thread_id IN (
         SELECT thread_id FROM app_runs WHERE run_id IN (SELECT value FROM json_each(:doomed))
     )
+"""
+QUEUES: Final = """
+    SELECT thread_id, queue FROM app_threads
+    WHERE thread_id IN (SELECT thread_id FROM app_runs WHERE run_id IN (SELECT value FROM json_each(:doomed)))
 """
 END_RUNS: Final = """
     UPDATE app_runs SET status = 'error', finished_at = :now, error = :error
@@ -159,7 +163,15 @@ def _end(connection: sqlite3.Connection, doomed: str, values: dict[str, Any], er
     ids = [run_id for (run_id,) in connection.execute(doomed, values)]
     ending = {"doomed": json.dumps(ids), "now": text_of(now), "error": json.dumps(error)}
     connection.execute(SETTLE_THREADS, ending)
+    _fence_off(connection, set(ids), ending)
     return connection.execute(END_RUNS, ending).rowcount
+
+
+def _fence_off(connection: sqlite3.Connection, doomed: set[str], ending: dict[str, Any]) -> None:
+    """Let what the doomed still write be refused, on threads that no other run holds."""
+    for thread_id, text in connection.execute(QUEUES, ending).fetchall():
+        if queue_of(connection, text).may_be_held_by(doomed):
+            connection.execute("UPDATE app_threads SET fence = fence + 1 WHERE thread_id = ?", (thread_id,))
 
 
 def _lease(worker_id: str, seconds: float, now: datetime) -> dict[str, Any]:

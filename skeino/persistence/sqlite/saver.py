@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from skeino.persistence.paging import Place, paged
 from skeino.persistence.sqlite import history
 from skeino.persistence.sqlite.checkpoints import page
 from skeino.persistence.sqlite.database import SqliteDatabase
-from skeino.persistence.stamping import RunStampMixin
+from skeino.persistence.stamping import RunStampMixin, fence_of
 
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
@@ -49,16 +49,24 @@ class SqliteDatabaseSaver(AsyncSqliteSaver):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
-        return await self.database.write(
-            lambda connection: self._within(connection).put(config, checkpoint, metadata, new_versions)
-        )
+        refuse = self._refusal(config)
+
+        def put(connection: sqlite3.Connection) -> RunnableConfig:
+            refuse(connection)
+            return self._within(connection).put(config, checkpoint, metadata, new_versions)
+
+        return await self.database.write(put)
 
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
-        await self.database.write(
-            lambda connection: self._within(connection).put_writes(config, writes, task_id, task_path)
-        )
+        refuse = self._refusal(config)
+
+        def put_writes(connection: sqlite3.Connection) -> None:
+            refuse(connection)
+            self._within(connection).put_writes(config, writes, task_id, task_path)
+
+        await self.database.write(put_writes)
 
     async def adelete_thread(self, thread_id: str) -> None:
         await self.database.write(lambda connection: self._within(connection).delete_thread(thread_id))
@@ -101,6 +109,20 @@ class SqliteDatabaseSaver(AsyncSqliteSaver):
 
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
         await self.database.write(lambda connection: history.prune(connection, thread_ids, strategy))
+
+    def _refusal(self, config: RunnableConfig) -> Callable[[sqlite3.Connection], None]:
+        """What raises, in the writer's transaction, unless the current run may write to the thread."""
+        run, fence = fence_of(config)
+        thread_id = config["configurable"]["thread_id"]
+
+        def refuse(connection: sqlite3.Connection) -> None:
+            if run is None or fence is None:
+                return
+            statement = "SELECT 1 FROM app_threads WHERE thread_id = ? AND fence = ?"
+            if connection.execute(statement, (thread_id, fence)).fetchone() is None:
+                raise run.refused(thread_id)
+
+        return refuse
 
     def _within(self, connection: sqlite3.Connection) -> _SaverInTransaction:
         return _SaverInTransaction(connection, self.serde)

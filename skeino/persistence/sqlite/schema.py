@@ -20,7 +20,9 @@ MIGRATIONS = (
         ttl_strategy TEXT CHECK (ttl_strategy IN ('delete', 'keep_latest')),
         ttl_minutes REAL,
         created_at TEXT NOT NULL,
-        updated_at TEXT NOT NULL
+        updated_at TEXT NOT NULL,
+        queue TEXT NOT NULL DEFAULT '[]',
+        fence INTEGER NOT NULL DEFAULT (CAST(86400000 * (julianday('now') - 2440587.5) AS INTEGER))
     );
     CREATE INDEX app_threads_updated ON app_threads (updated_at, thread_id);
     CREATE INDEX app_threads_created ON app_threads (created_at, thread_id);

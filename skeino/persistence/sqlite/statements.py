@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, cast
 
+from skeino.persistence.claims import Queue
 from skeino.persistence.queries import Query, checked_owner
 from skeino.persistence.rows import ACTIVE_STATUSES, ANY_OWNER, OwnerFilter, RunRow, ThreadRow, ThreadTTL
 
@@ -52,6 +54,13 @@ SETTLE_THREADS_OF_WORKER = f"""
 INTERRUPT_RUNS = f"""
     UPDATE app_runs SET status = 'interrupted', finished_at = :now, error = :error
     WHERE worker_id = :worker_id AND {ACTIVE}
+"""
+CHANGE_QUEUE = """
+    UPDATE app_threads SET queue = :wanted, fence = fence + :taken WHERE thread_id = :thread_id AND queue = :seen
+"""
+RELEASE_THREAD = """
+    UPDATE app_threads SET queue = (SELECT json_group_array(value) FROM json_each(queue) WHERE value <> :run_id)
+    WHERE thread_id = :thread_id AND queue LIKE '%' || :run_id || '%'
 """
 STOPPED = ("interrupted", "error")
 FAILED = ("error", "timeout", "interrupted")
@@ -193,6 +202,18 @@ def thread_values(thread: ThreadRow) -> dict[str, Any]:
         "created_at": text_of(thread["created_at"]),
         "updated_at": text_of(thread["updated_at"]),
     }
+
+
+def ids_text(ids: Sequence[str]) -> str:
+    """As SQLite's own `json_group_array` writes it: queues are compared as texts."""
+    return json.dumps(ids, separators=(",", ":"))
+
+
+def queue_of(connection: sqlite3.Connection, text: str) -> Queue:
+    """The queue that a thread's row has in this text."""
+    run_ids = json.loads(text)
+    statement = f"SELECT run_id FROM app_runs WHERE run_id IN (SELECT value FROM json_each(?)) AND {ACTIVE}"
+    return Queue(tuple(run_ids), frozenset(run_id for (run_id,) in connection.execute(statement, (text,))))
 
 
 def thread_of(row: Any) -> ThreadRow:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal, Unpack
 
 from skeino.errors import RunNotFoundError, ThreadBusyError, ThreadExistsError, ThreadNotFoundError
+from skeino.persistence.claims import Queue
 from skeino.persistence.protocol import NewThread, RunSearch, RunStart, ThreadSearch
 from skeino.persistence.queries import (
     checked_error,
@@ -28,17 +29,21 @@ from skeino.persistence.sqlite.leases import SqliteLeases
 from skeino.persistence.sqlite.statements import (
     ACTIVE,
     ATTACH_RUN,
+    CHANGE_QUEUE,
     FINISH_RUN,
     INSERT_RUN,
     INSERT_THREAD,
     INTERRUPT_RUNS,
     IS_BUSY,
     KEEP_LATE_OUTCOME,
+    RELEASE_THREAD,
     SELECT_RUNS,
     SELECT_THREADS,
     SETTLE_THREAD,
     SETTLE_THREADS_OF_WORKER,
+    ids_text,
     json_text,
+    queue_of,
     run_of,
     run_values,
     search_clauses,
@@ -93,6 +98,51 @@ class SqliteMetadataStore:
             connection.execute(ATTACH_RUN, {"run_id": run_id, "thread_id": thread_id})
 
         await self._database.write(attach)
+
+    # ── Who writes to a thread ───────────────────────────────────────────────────────────────────────────
+
+    async def claim_thread(self, run_id: str, thread_id: str, *, owner: str | None) -> int | None:
+        validate_run_id(run_id)
+        values = thread_values(new_thread(thread_id, {"owner": owner}))
+        claim = {"thread_id": thread_id, "seen": "[]", "wanted": ids_text([run_id]), "taken": 1}
+
+        def take(connection: sqlite3.Connection) -> int | None:
+            _refuse_other_owner(connection, thread_id, owner)
+            connection.execute(INSERT_THREAD, values)
+            connection.execute(ATTACH_RUN, {"run_id": run_id, "thread_id": thread_id})
+            return _change_queue(connection, claim)
+
+        return await self._database.write(take)
+
+    async def get_queue(self, thread_id: str) -> Queue | None:
+        validate_thread_id(thread_id)
+
+        def read(connection: sqlite3.Connection) -> Queue | None:
+            found = connection.execute("SELECT queue FROM app_threads WHERE thread_id = ?", (thread_id,)).fetchone()
+            return None if found is None else queue_of(connection, found[0])
+
+        return await self._database.reading(read)
+
+    async def change_queue(
+        self, thread_id: str, seen: Sequence[str], wanted: Sequence[str], *, takes: bool
+    ) -> int | None:
+        values = {
+            "thread_id": validate_thread_id(thread_id),
+            "seen": ids_text([validate_run_id(run_id) for run_id in seen]),
+            "wanted": ids_text([validate_run_id(run_id) for run_id in wanted]),
+            "taken": int(takes),
+        }
+        return await self._database.write(lambda connection: _change_queue(connection, values))
+
+    def release_thread(self, run_id: str, thread_id: str) -> Awaitable[None]:
+        values = {"run_id": validate_run_id(run_id), "thread_id": validate_thread_id(thread_id)}
+
+        def release(connection: sqlite3.Connection) -> None:
+            connection.execute(RELEASE_THREAD, values)
+
+        return self._database.enqueue(release)
+
+    # ── A run's end ──────────────────────────────────────────────────────────────────────────────────────
 
     def finish_run(self, finish: RunFinish) -> Awaitable[bool]:
         finish = checked_finish(finish)
@@ -280,3 +330,12 @@ def _refuse_other_owner(connection: sqlite3.Connection, thread_id: str, owner: s
     found = connection.execute("SELECT owner FROM app_threads WHERE thread_id = ?", (thread_id,)).fetchone()
     if found is not None and found[0] != owner:
         raise ThreadNotFoundError(f"There is no thread {thread_id!r}.")
+
+
+def _change_queue(connection: sqlite3.Connection, values: dict[str, Any]) -> int | None:
+    """The thread's fence, if its queue was as seen."""
+    if connection.execute(CHANGE_QUEUE, values).rowcount == 0:
+        return None
+    found = connection.execute("SELECT fence FROM app_threads WHERE thread_id = :thread_id", values).fetchone()
+    fence: int = found[0]
+    return fence
