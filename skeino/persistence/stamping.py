@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mappi
 from contextlib import aclosing
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, cast
+from uuid import UUID
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
 
@@ -379,7 +380,8 @@ def _place_to_list(config: RunnableConfig | None) -> tuple[str, str] | None:
 def _warn_of_the_resume_trap(config: RunnableConfig) -> None:
     run = current_run()
     for part in (config.get("metadata"), config.get("configurable")) if run is not None else ():
-        if part and run is not None and str(part.get("run_id")) == run.run_id:
+        given = part.get("run_id") if isinstance(part, Mapping) else None
+        if run is not None and isinstance(given, str | UUID) and str(given) == run.run_id:
             warnings.warn(
                 "The graph's config carries the current run's id: LangGraph takes that for a resumption and drops "
                 "the input of the run's second call. Leave it out, skeino stamps every checkpoint itself.",

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.table import Table
 
-from tests.chaos import blocked, cold_starts, kills, restarts, stops
+from tests.chaos import blocked, cold_starts, hostile, kills, restarts, state_machine, stops
 from tests.servers.process import ServerUnavailableError
 
 
@@ -30,6 +30,8 @@ HARNESSES: dict[str, Harness] = {
     "stops": stops,
     "restarts": restarts,
     "blocked": blocked,
+    "hostile": hostile,
+    "model": state_machine,
 }
 
 

@@ -10,6 +10,7 @@ from langgraph.checkpoint.base import empty_checkpoint
 
 from skeino.errors import InvalidInputError
 from skeino.persistence.arguments import MAX_NAMESPACE_CHARACTERS
+from skeino_asgi import RunTracker
 from tests.savers.graphs import Saver, checkpoints, config_of, plain, said
 
 NO_TEXT: list[Any] = [0, 1, False, True, None, [], {}, ["x"], {"$ne": ""}, b"x", "a\x00b", "\ud800"]
@@ -173,3 +174,14 @@ async def test_a_client_s_text_or_number_is_state_on_every_backend(saver: Saver,
             assert values["x"] == "".join("?" if "\ud800" <= one <= "\udfff" else one for one in value)
         else:
             assert str(values["x"]) == str(value)
+
+
+async def test_a_config_s_metadata_that_is_none_does_not_hinder_reading(tracker: RunTracker, kept: Saver) -> None:
+    class Silent:
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    for metadata in ("x", b"x", 7, [1], {"run_id": Silent()}, {"run_id": 7}):
+        async with tracker.run():
+            config: Any = {**config_of("kept"), "metadata": metadata}
+            assert await kept.aget_tuple(config) is not None
