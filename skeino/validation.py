@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -99,6 +100,15 @@ def validate_optional_json_object(value: object, name: str) -> dict[str, Any]:
     return {} if value is None else validate_json_object(value, name)
 
 
+def validate_json_value(value: object, name: str) -> Any:
+    """As `validate_json_object`, of any JSON value and of any size.
+
+    Raises:
+        InvalidInputError: it is none.
+    """
+    return _copy_json(value, name, 0, [sys.maxsize])
+
+
 def validate_metadata_filter(value: object) -> dict[str, Scalar]:
     """A copy of a metadata filter: top-level keys, each with the scalar that it must equal.
 
@@ -108,7 +118,7 @@ def validate_metadata_filter(value: object) -> dict[str, Scalar]:
     copied = validate_json_object(value, "the metadata filter")
     for key, wanted in copied.items():
         if isinstance(wanted, dict | list):
-            raise InvalidInputError(f"The metadata filter's {key!r} must be a text, number, boolean or None.")
+            raise InvalidInputError(f"The metadata filter's {key[:40]!r} must be a text, number, boolean or None.")
     return copied
 
 
@@ -126,6 +136,8 @@ def _copy_json(value: object, where: str, depth: int, budget: list[int]) -> Any:
         for key, item in value.items():
             if type(item) is str and type(key) is str and _is_plain(key) and _is_plain(item):
                 budget[0] -= 8 + len(key) + len(item)  # most are: no need to say where a fault is
+                if budget[0] < 0:
+                    raise _too_large(where.split("[")[0])
                 copied[key] = item
                 continue
             if not isinstance(key, str):

@@ -162,7 +162,7 @@ class RunMiddleware:
                 await self._serve_untracked(scope, receive, send)
             elif is_run:
                 await self._track(scope, receive, send)
-            elif self._owner is not None and scope.get("method") != "OPTIONS":
+            elif self._owner is not None:
                 await self._guard(scope, receive, send)
             else:
                 await self._serve_untracked(scope, receive, send)
@@ -220,15 +220,22 @@ class RunMiddleware:
                 describe_span(span, run)
 
     async def _guard(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a HEAD request or a WebSocket: no run, but another owner's thread is not found here either."""
+        """Serve a HEAD or OPTIONS request, or a WebSocket: no run, but another owner's thread is not found here either.
+
+        OPTIONS, by which a browser asks what it may send, has no credentials, and so nobody's name.
+        """
+        anybody = scope.get("method") == "OPTIONS"
         try:
             opening = self._openings.already() or await self._openings.ready()
-            owner, thread_id = await self._asked(scope, self._headers_of(scope))
+            owner, thread_id = (None, None) if anybody else await self._asked(scope, self._headers_of(scope))
             guard = Run(owner=owner, store=opening.persistence.metadata_store, guarded=True)
             if thread_id is not None:
                 await guard.allow_read(thread_id)
         except REFUSALS as exc:
-            await refuse(scope, send, exc)
+            if anybody:  # there is nothing open that could be read
+                await self._serve_untracked(scope, receive, send)
+            else:
+                await refuse(scope, send, exc)
             return
         token = guard_var.set(guard)
         try:

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
-from skeino.errors import RunInterruptedError, StoreError, StoreUnavailableError
+from skeino.errors import InvalidInputError, RunInterruptedError, StoreError, StoreUnavailableError
 from skeino.persistence.claims import ClaimingStore, ThreadClaims, delete_checkpoints_of
 from skeino.persistence.heartbeat import Heartbeat
 from skeino.persistence.leases import LeasingStore
@@ -21,6 +21,7 @@ from skeino.persistence.opening import Persistence, open_persistence
 from skeino.persistence.protocol import MetadataStoreProtocol
 from skeino.persistence.rows import RunError, RunFinish
 from skeino.runs import Run, new_id
+from skeino.scrubbing import scrubbed
 from skeino.settings import SkeinoSettings
 from skeino.validation import validate_json_object
 from skeino_asgi.ends import End, Ends
@@ -376,9 +377,15 @@ def _shutting_down() -> StoreUnavailableError:
     return StoreUnavailableError("The server is shutting down: try again.")
 
 
+def _reason(exc: Exception) -> str:
+    if isinstance(exc, InvalidInputError):
+        return scrubbed(str(exc))
+    return f"{type(exc).__name__} when it was read."  # its text is the application's own
+
+
 def _storable_metadata(run: Run) -> dict[str, Any]:
     try:
         return validate_json_object(run.metadata, "run.metadata")
     except Exception as exc:  # the handler's own dictionary: another thread may be changing it
-        logger.warning("The metadata added to run %s is left out: %s", run.run_id, exc)
+        logger.warning("The metadata added to run %s is left out: %s", run.run_id, _reason(exc))
         return {}

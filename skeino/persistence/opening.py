@@ -13,6 +13,7 @@ from langgraph.checkpoint.base import BaseCheckpointSaver
 
 from skeino.errors import ConfigurationError, SplitBrainError, ThreadNotFoundError
 from skeino.persistence.cancellation import to_its_end
+from skeino.persistence.deserializing import notice_lenience
 from skeino.persistence.memory import InMemoryMetadataStore
 from skeino.persistence.protocol import MetadataStoreProtocol
 from skeino.persistence.registry import (
@@ -87,6 +88,8 @@ async def open_persistence(settings: SkeinoSettings | None = None) -> AsyncItera
             "after a restart: choose another scheme, register a store with @register_metadata_store, or set "
             "allow_ephemeral_metadata=True."
         )
+    if durable:
+        notice_lenience()
     async with AsyncExitStack() as stack:
         spec = CheckpointerSpec(scheme, settings.checkpointer_uri, dict(settings.checkpointer_options), _stack=stack)
         saver = stamped(await stack.enter_async_context(entered(build_checkpointer, spec)))
@@ -113,7 +116,9 @@ async def open_checkpointer(settings: SkeinoSettings | None = None) -> AsyncIter
     """
     settings = settings if settings is not None else SkeinoSettings()
     scheme = normalised_scheme(settings.checkpointer_scheme)
-    build_checkpointer, _ = checkpointer_builder(scheme)
+    build_checkpointer, durable = checkpointer_builder(scheme)
+    if durable:
+        notice_lenience()
     async with AsyncExitStack() as stack:
         spec = CheckpointerSpec(scheme, settings.checkpointer_uri, dict(settings.checkpointer_options), _stack=stack)
         yield stamped(await stack.enter_async_context(entered(build_checkpointer, spec)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import groupby
 from operator import attrgetter
-from typing import Any, Final, Literal, NamedTuple, get_args
+from typing import Any, Final, Literal, NamedTuple, cast, get_args
 
 from skeino.errors import DeltaChannelError, InvalidInputError
 from skeino.validation import validate_id, validate_thread_id
@@ -85,10 +85,12 @@ def checked_run_ids(run_ids: Sequence[str]) -> list[str]:
     """The ids, each once.
 
     Raises:
-        InvalidInputError: it is one string, or one of them is no id.
+        InvalidInputError: it is one string, or no collection, or one of them is no id.
     """
     if isinstance(run_ids, str):
         raise InvalidInputError("run_ids must be a list of run ids, not one string.")
+    if not isinstance(cast("object", run_ids), Collection):
+        raise InvalidInputError(f"run_ids must be a list of run ids, not {type(run_ids).__name__}.")
     return list(dict.fromkeys(validate_id(run_id, "run_id") for run_id in run_ids))
 
 
@@ -96,10 +98,12 @@ def checked_prune(thread_ids: Sequence[str], strategy: str) -> tuple[list[str], 
     """The thread ids, each once, and the strategy.
 
     Raises:
-        InvalidInputError: the ids are one string, one of them is none, or there is no such strategy.
+        InvalidInputError: the ids are one string, or no collection, one of them is none, or there is no such strategy.
     """
     if isinstance(thread_ids, str):
         raise InvalidInputError("thread_ids must be a list of thread ids, not one string.")
+    if not isinstance(cast("object", thread_ids), Collection):
+        raise InvalidInputError(f"thread_ids must be a list of thread ids, not {type(thread_ids).__name__}.")
     if strategy not in get_args(PruneStrategy):
         raise InvalidInputError(f"There is no strategy of that name: use {' or '.join(get_args(PruneStrategy))}.")
     return list(dict.fromkeys(validate_thread_id(one) for one in thread_ids)), strategy  # type: ignore[return-value]

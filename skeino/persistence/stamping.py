@@ -5,16 +5,25 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, cast
+from uuid import UUID
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
 
 from skeino.errors import ConfigurationError, InvalidInputError, ResumeTrapWarning
+from skeino.persistence.arguments import (
+    check_writes,
+    checked_checkpoint,
+    checked_listing,
+    place_of,
+    place_to_list,
+    place_to_write,
+)
 from skeino.runs import Run, current_run, guard_var
-from skeino.validation import validate_id, validate_text, validate_thread_id
+from skeino.validation import validate_thread_id
 
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
@@ -55,7 +64,7 @@ class RunStampMixin(_Saver):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
-        call = (*place_of(config), checkpoint["id"])
+        call = (*place_to_write(config), checked_checkpoint(checkpoint, metadata))
         if _within.get() == call:
             return await super().aput(config, checkpoint, metadata, new_versions)
         run = current_run()
@@ -73,7 +82,7 @@ class RunStampMixin(_Saver):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
-        call = (*place_of(config), checkpoint["id"])
+        call = (*place_to_write(config), checked_checkpoint(checkpoint, metadata))
         if _within.get() == call:
             return super().put(config, checkpoint, metadata, new_versions)
         run = current_run()
@@ -88,6 +97,7 @@ class RunStampMixin(_Saver):
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
         call = (*place_of(config), task_id)
+        check_writes(config, writes, task_id, task_path)
         if _within.get() == call:
             return await super().aput_writes(config, writes, task_id, task_path)
         run = current_run()
@@ -101,6 +111,7 @@ class RunStampMixin(_Saver):
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
         call = (*place_of(config), task_id)
+        check_writes(config, writes, task_id, task_path)
         if _within.get() == call:
             return super().put_writes(config, writes, task_id, task_path)
         run = current_run()
@@ -139,6 +150,7 @@ class RunStampMixin(_Saver):
         limit: int | None = None,
     ) -> AsyncIterator[CheckpointTuple]:
         call = _place_to_list(config)
+        filter = checked_listing(filter, before, limit)
         if call is not None:
             await _allow_read(call)
         found: Any = super().alist(config, filter=filter, before=before, limit=limit)
@@ -159,6 +171,7 @@ class RunStampMixin(_Saver):
         limit: int | None = None,
     ) -> Iterator[CheckpointTuple]:
         call = _place_to_list(config)
+        filter = checked_listing(filter, before, limit)
         if call is not None:
             _allow_read_blocking(call)
         found = iter(super().list(config, filter=filter, before=before, limit=limit))
@@ -239,25 +252,6 @@ def stamped(saver: BaseCheckpointSaver[Any]) -> BaseCheckpointSaver[Any]:
                 setattr(clone, name, getattr(saver, name))
     clone.__dict__ = saver.__dict__  # shared: what the saver opens later, its builder finds, and closes
     return clone
-
-
-def place_of(config: RunnableConfig) -> tuple[str, str]:
-    """The thread and the checkpoint namespace that a config names, checked.
-
-    Raises:
-        InvalidInputError: the thread is missing, or it, the namespace or the checkpoint id is not storable.
-    """
-    configurable = config.get("configurable") or {}
-    thread_id = configurable.get("thread_id")
-    if thread_id is None:
-        raise InvalidInputError(
-            "The graph's config has no thread_id: pass run.config, or {'configurable': {'thread_id': ...}}."
-        )
-    if (checkpoint_id := configurable.get("checkpoint_id")) is not None:
-        validate_id(checkpoint_id, "checkpoint_id")
-    if namespace := configurable.get("checkpoint_ns", ""):
-        validate_text(namespace, "checkpoint_ns")
-    return validate_thread_id(thread_id), namespace
 
 
 def stamped_metadata(run: Run | None, metadata: CheckpointMetadata) -> CheckpointMetadata:
@@ -354,7 +348,8 @@ def _guarded(operation: Callable[..., Any]) -> Callable[..., Any]:
             return [], []
         if "copy_thread" in operation.__name__:
             return [call["source_thread_id"]], [call["target_thread_id"]]
-        return ([] if isinstance(call["thread_ids"], str) else [*call["thread_ids"]]), []
+        thread_ids = call["thread_ids"]  # what is no collection is refused by the operation
+        return [*thread_ids] if isinstance(thread_ids, Collection) and not isinstance(thread_ids, str) else [], []
 
     if inspect.iscoroutinefunction(operation):
 
@@ -389,8 +384,8 @@ def _note_interrupt(run: Run | None, config: RunnableConfig, writes: Sequence[tu
 
 
 def _place_to_list(config: RunnableConfig | None) -> tuple[str, str] | None:
-    if config is not None and (config.get("configurable") or {}).get("thread_id") is not None:
-        return place_of(config)
+    if (place := place_to_list(config)) is not None:
+        return place
     guard = current_run() or guard_var.get()
     if guard is not None and guard.guarded:
         raise InvalidInputError("Name a thread_id: where threads have owners, a run may not list those of all.")
@@ -400,7 +395,8 @@ def _place_to_list(config: RunnableConfig | None) -> tuple[str, str] | None:
 def _warn_of_the_resume_trap(config: RunnableConfig) -> None:
     run = current_run()
     for part in (config.get("metadata"), config.get("configurable")) if run is not None else ():
-        if part and run is not None and str(part.get("run_id")) == run.run_id:
+        given = part.get("run_id") if isinstance(part, Mapping) else None
+        if run is not None and isinstance(given, str | UUID) and str(given) == run.run_id:
             warnings.warn(
                 "The graph's config carries the current run's id: LangGraph takes that for a resumption and drops "
                 "the input of the run's second call. Leave it out, skeino stamps every checkpoint itself.",

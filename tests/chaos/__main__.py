@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.table import Table
 
-from tests.chaos import blocked, cold_starts, kills, restarts, stops, turns
+from tests.chaos import blocked, cold_starts, hostile, kills, restarts, state_machine, stops, turns
 from tests.servers.process import ServerUnavailableError
 
 
@@ -31,6 +31,8 @@ HARNESSES: dict[str, Harness] = {
     "restarts": restarts,
     "blocked": blocked,
     "turns": turns,
+    "hostile": hostile,
+    "model": state_machine,
 }
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
@@ -34,6 +36,7 @@ T = TypeVar("T")
 
 _UNIQUE_VIOLATION: Final = "23505"
 _LARGE: Final = 64 * 1024  # bytes, which take a millisecond or so to deserialize
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _COLLECTIONS: Final = frozenset((list, tuple, set, frozenset))
 _SMALL: Final = frozenset((int, float, bool, type(None)))
 
@@ -255,17 +258,29 @@ class PostgresDatabaseSaver(AsyncPostgresSaver):
 
 
 def _inline_and_blobs(channel_values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Channels' values as the stock saver divides them: what the checkpoint's row has, and what has rows of its own."""
+    """Channels' values as the stock saver divides them: what the checkpoint's row has, and what has rows of its own.
+
+    The stock saver puts all texts and numbers into the row, which PostgreSQL refuses if a text has a NUL or a lone
+    surrogate in it, as a client's may, or a number is none. They have rows of their own here, which it reads as well.
+    """
     inline: dict[str, Any] = {}
     blobs: dict[str, Any] = {}
     for channel, value in channel_values.items():
         if isinstance(value, _DeltaSnapshot):
             inline[channel], blobs[channel] = True, value
-        elif value is None or isinstance(value, str | int | float | bool):
+        elif _is_inline(value):
             inline[channel] = value
         else:
             blobs[channel] = value
     return inline, blobs
+
+
+def _is_inline(value: object) -> bool:
+    if isinstance(value, str):
+        if value.isascii():
+            return "\x00" not in value
+        return "\x00" not in value and _SURROGATE.search(value) is None
+    return value is None or isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _json(value: Any) -> str:
