@@ -20,6 +20,7 @@ from skeino.persistence.group_commit import GroupCommit
 from skeino.persistence.mongodb.connections import MongoDatabase, translated_errors
 from skeino.persistence.mongodb.documents import Document
 from skeino.persistence.mongodb.schema import THREADS
+from skeino.persistence.one_thread import OneThread
 
 Work = Callable[[MongoDBSaver], Any]
 
@@ -37,6 +38,7 @@ class CheckpointWrites:
         self._database = database
         self._collections = (checkpoints, pending_writes)
         self._threads = database.metadata_of(database.blocking_client)[THREADS]
+        self._thread = OneThread("skeino-mongodb-writer")
         self._group: GroupCommit[_Write] = GroupCommit(
             self._write_batch, f"MongoDB at {database.place}", patience=database.operation_timeout
         )
@@ -64,9 +66,10 @@ class CheckpointWrites:
     async def close(self) -> None:
         """Take no more writes, and wait until those there are have been answered."""
         await self._group.close()
+        self._thread.end()
 
     async def _write_batch(self, writes: Sequence[_Write]) -> Sequence[Any]:
-        return await self._database.in_thread(lambda: self._written(writes))
+        return await self._thread.run(lambda: self._written(writes))
 
     def _written(self, writes: Sequence[_Write]) -> Sequence[Any]:
         if len(writes) == 1 and writes[0].held is None:

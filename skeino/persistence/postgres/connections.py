@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+import types
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any, Final
 
 import psycopg
@@ -21,7 +24,7 @@ from skeino.errors import (
     StoreUnavailableError,
 )
 from skeino.persistence.postgres import schema
-from skeino.persistence.postgres.session import Session, is_alive
+from skeino.persistence.postgres.session import POOL_SETTINGS, Session, is_alive
 from skeino.persistence.postgres.writer import Writer
 from skeino.persistence.registry import CheckpointerSpec
 from skeino.persistence.versions import SchemaState
@@ -73,9 +76,13 @@ class PostgresDatabase:
         self._session = Session(connect, patience=pool.timeout)
         self.writer = Writer(self.fetch, self._fetch_in_session, lambda: self._session.is_own, place, operation_timeout)
 
-    @property
-    def may_prepare(self) -> bool:
-        """Whether statements can be prepared: no pooler stands between, as far as is known."""
+    async def keeps_plans(self, connection: Connection) -> bool:
+        """Whether what is executed with `prepare=True` on this connection is, and planned once: if no pooler stands
+        between. It must read few rows by an index.
+        """
+        if self._session.is_own and connection.prepare_threshold is None:
+            await connection.execute(POOL_SETTINGS)
+            connection.prepare_threshold = sys.maxsize  # what asks for it, and nothing else; with None not even that
         return self._session.is_own
 
     def prepare_no_more(self) -> None:
@@ -114,8 +121,13 @@ class PostgresDatabase:
                     await self._give_back(connection)
 
     async def _give_back(self, connection: Connection) -> None:
-        """Return it to the pool in a task of its own: a cancelled `putconn` loses the connection for ever."""
-        task = asyncio.ensure_future(self.pool.putconn(connection))
+        """Return it to the pool; where that has to wait, in a task: a cancelled `putconn` loses the connection."""
+        returning = self.pool.putconn(connection)
+        try:
+            waited_for = returning.send(None)
+        except StopIteration:  # there was nothing to wait for, as nearly always: then nothing can be cancelled
+            return
+        task = asyncio.ensure_future(_rest_of(returning, waited_for))
         self._returning.add(task)
         task.add_done_callback(self._returning.discard)
         await asyncio.shield(task)
@@ -143,6 +155,22 @@ class PostgresDatabase:
         with translated_errors(self.place):
             async with asyncio.timeout(self._operation_timeout):
                 return await self._session.fetch(statement, values)
+
+
+@types.coroutine
+def _rest_of(coroutine: Coroutine[Any, Any, None], waited_for: Any) -> Generator[Any, Any, None]:
+    """What is left of a coroutine that has begun, and waits for this."""
+    while True:
+        try:
+            answer = yield waited_for
+        except BaseException as exc:
+            step = partial(coroutine.throw, exc)
+        else:
+            step = partial(coroutine.send, answer)
+        try:
+            waited_for = step()
+        except StopIteration:
+            return
 
 
 @asynccontextmanager

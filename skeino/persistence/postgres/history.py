@@ -93,9 +93,15 @@ _COPY: Final = (
 )
 
 
-async def delete_thread(connection: Connection, thread_id: str) -> None:
-    """Delete all that the thread has."""
-    await connection.execute(_DELETE_THREAD, {"thread_id": thread_id})
+async def delete_thread(connection: Connection, thread_id: str, *, prepare: bool) -> None:
+    """Delete all that the thread has.
+
+    Args:
+        connection: for this alone.
+        thread_id: the thread.
+        prepare: keep the statement's plan, as where a checkpoint is read.
+    """
+    await connection.execute(_DELETE_THREAD, {"thread_id": thread_id}, prepare=prepare or None)
 
 
 async def delete_for_runs(connection: Connection, run_ids: list[str]) -> None:
@@ -108,6 +114,7 @@ async def delete_for_runs(connection: Connection, run_ids: list[str]) -> None:
         DeltaChannelError: what stays could not be rebuilt.
     """
     async with connection.transaction():
+        await connection.execute("SET LOCAL enable_seqscan = on")  # `POOL_SETTINGS` has it off
         found = await connection.execute(_THREADS_OF_RUNS, {"run_ids": run_ids})
         for thread in await found.fetchall():
             outlines = await connection.execute(_OUTLINES, thread)

@@ -6,7 +6,6 @@ all blobs of the thread: the longer the thread, the slower it is to read one che
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -75,8 +74,6 @@ async def one(
     """
     configurable = config["configurable"]
     place = [configurable["thread_id"], configurable.get("checkpoint_ns", "")]
-    if prepare and cursor.connection.prepare_threshold is None:
-        cursor.connection.prepare_threshold = sys.maxsize  # what asks for it, and nothing else
     if checkpoint_id := get_checkpoint_id(config):
         return await _rows(cursor, saver, _ONE, [*place, checkpoint_id], prepare=prepare)
     return await _rows(cursor, saver, _LATEST, place, prepare=prepare)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
@@ -124,13 +124,7 @@ class PostgresDatabaseSaver(AsyncPostgresSaver):
     # ── Reading ──────────────────────────────────────────────────────────────────────────────────────────
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        try:
-            rows = await self._row_of(config, prepare=self.database.may_prepare)
-        except StoreError as exc:
-            if exc.sqlstate not in LOST_PLANS:
-                raise
-            self.database.prepare_no_more()
-            rows = await self._row_of(config, prepare=False)
+        rows = await self._with_kept_plans(lambda: self._row_of(config))
         found = await self._loaded(rows)
         return found[0] if found else None
 
@@ -150,9 +144,20 @@ class PostgresDatabaseSaver(AsyncPostgresSaver):
         async for checkpoint in paged(read, limit):
             yield checkpoint
 
-    async def _row_of(self, config: RunnableConfig, *, prepare: bool) -> Sequence[DictRow]:
+    async def _row_of(self, config: RunnableConfig) -> Sequence[DictRow]:
         async with self._cursor() as cursor:
+            prepare = await self.database.keeps_plans(cursor.connection)
             return await reading.one(cursor, self, config, prepare=prepare)
+
+    async def _with_kept_plans(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """The operation's result; a second time without, if there is a pooler, after all."""
+        try:
+            return await operation()
+        except StoreError as exc:
+            if exc.sqlstate not in LOST_PLANS:
+                raise
+            self.database.prepare_no_more()
+            return await operation()
 
     async def _loaded(self, rows: Sequence[DictRow]) -> Sequence[CheckpointTuple]:
         """What the rows hold; the stock saver goes to a thread for each, and for small ones the way takes longer."""
@@ -164,8 +169,13 @@ class PostgresDatabaseSaver(AsyncPostgresSaver):
 
     async def adelete_thread(self, thread_id: str) -> None:
         await self._settled(thread_id)
-        async with self.database.connection() as connection:
-            await history.delete_thread(connection, str(thread_id))
+
+        async def delete() -> None:
+            async with self.database.connection() as connection:
+                prepare = await self.database.keeps_plans(connection)
+                await history.delete_thread(connection, str(thread_id), prepare=prepare)
+
+        await self._with_kept_plans(delete)
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
         wanted = checked_run_ids(run_ids)

@@ -33,6 +33,12 @@ SETTINGS: Final = f"""
     SET jit = off
 """
 
+POOL_SETTINGS: Final = """
+    SET plan_cache_mode = force_generic_plan;
+    SET enable_seqscan = off
+"""
+"""Of a connection that reads, which keeps the plans of a few statements. What reads whole tables says otherwise."""
+
 _LOST_PLANS: Final = (errors.InvalidSqlStatementName, errors.DuplicatePreparedStatement)
 LOST_PLANS: Final = tuple(error.sqlstate for error in _LOST_PLANS)
 """What a statement fails with whose plan is in another session. It was not run."""

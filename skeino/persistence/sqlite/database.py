@@ -15,7 +15,6 @@ import re
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -25,6 +24,7 @@ import aiosqlite
 
 from skeino.errors import ConfigurationError, InvalidInputError, SchemaError, StoreError, StoreUnavailableError
 from skeino.persistence.group_commit import GroupCommit
+from skeino.persistence.one_thread import OneThread
 from skeino.persistence.registry import CheckpointerSpec
 from skeino.persistence.sqlite import schema
 from skeino.persistence.sqlite.readers import Readers
@@ -57,7 +57,7 @@ class SqliteDatabase:
         self._connection = writer
         self._busy_timeout = busy_timeout
         self._operation_timeout = operation_timeout
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="skeino-sqlite")
+        self._thread = OneThread("skeino-sqlite")
         self._group: GroupCommit[_Write] = GroupCommit(
             self._write_batch, f"The SQLite file {path}", patience=operation_timeout
         )
@@ -97,9 +97,8 @@ class SqliteDatabase:
         return await self.reading(lambda connection: connection.execute(statement, parameters).fetchall())
 
     async def _write_batch(self, writes: Sequence[_Write]) -> Sequence[Any]:
-        loop = asyncio.get_running_loop()
         with translated_errors(self.path):
-            answers = await loop.run_in_executor(self._thread, self._transact, writes)
+            answers = await self._thread.run(lambda: self._transact(writes))
         return [_translated(answer, self.path) if isinstance(answer, Exception) else answer for answer in answers]
 
     def _transact(self, writes: Sequence[_Write]) -> Sequence[Any]:
@@ -124,11 +123,10 @@ class SqliteDatabase:
     async def close(self) -> None:
         """Let the writer finish what was asked of it, then close all connections."""
         await self._group.close()
-        loop = asyncio.get_running_loop()
         try:
-            await loop.run_in_executor(self._thread, self._connection.close)
+            await self._thread.run(self._connection.close)
         finally:
-            self._thread.shutdown(wait=False)
+            self._thread.end()
             await self._readers.close()
             await self.reader.close()
 
