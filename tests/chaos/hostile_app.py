@@ -86,8 +86,8 @@ async def _do(do: str, dice: Random, state: Any, run: Any, body: bytes) -> None:
         configurable = asked.get("configurable") or {}
         if run is not None and "thread_id" not in configurable:
             configurable = {**configurable, **run.config["configurable"]}
-        if "thread_id" not in configurable:
-            return
+        if "thread_id" not in configurable or not isinstance(configurable.get("checkpoint_ns", ""), str):
+            return  # LangGraph itself takes apart a namespace, before it asks the saver
         config = {"configurable": configurable}
         graph = graph_of(saver)
         if do == "graph":
