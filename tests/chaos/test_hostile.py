@@ -44,17 +44,18 @@ async def test_hostile_input_ends_in_errors_of_ours_and_leaves_no_secret(databas
         ("skeino_asgi.outcome.scrubbed", lambda text, limit=0: text, "a secret stands in a row"),
         ("skeino_asgi.middleware.scrubbed", lambda text, limit=0: text, "a secret stands in a row"),
         ("skeino.persistence.arguments.validate_thread_id", lambda value: value, "TypeError"),
-        ("skeino.persistence.stamping.checked_listing", lambda filter, before, limit: filter, "alist"),
+        ("skeino.persistence.stamping.checked_listing", lambda filter, before, limit: filter, "sqlite, saver"),
         ("skeino.runs.Run._must_check", lambda run, thread_id: False, "the victim's state"),
         ("skeino_asgi.correlation._REQUEST_ID", re.compile(r"(?s).*"), "is more than one"),
-        ("skeino_asgi.ends.InvalidInputError", KeyError, "have not ended"),
+        ("skeino_asgi.logs._one_word", lambda text: text, "is more than one"),
     ],
 )
 async def test_a_missing_check_is_noticed(
-    monkeypatch: pytest.MonkeyPatch, target: str, broken: Any, noticed: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, target: str, broken: Any, noticed: str
 ) -> None:
     monkeypatch.setattr(target, broken)
-    result = await assault("memory", None, range(1500), seed=1, sockets=False)
+    scheme = "sqlite" if "sqlite" in noticed else "memory"
+    result = await assault(scheme, str(tmp_path / "skeino.db"), range(1500), seed=1, sockets=False)
     assert any(noticed in failure for failure in result.failures), result.failures[:3]
 
 
