@@ -89,7 +89,7 @@ def checked_run_ids(run_ids: Sequence[str]) -> list[str]:
     """
     if isinstance(run_ids, str):
         raise InvalidInputError("run_ids must be a list of run ids, not one string.")
-    if not isinstance(cast("object", run_ids), Collection):
+    if not isinstance(cast("object", run_ids), Collection) or isinstance(cast("object", run_ids), Mapping):
         raise InvalidInputError(f"run_ids must be a list of run ids, not {type(run_ids).__name__}.")
     return list(dict.fromkeys(validate_id(run_id, "run_id") for run_id in run_ids))
 
@@ -102,7 +102,7 @@ def checked_prune(thread_ids: Sequence[str], strategy: str) -> tuple[list[str], 
     """
     if isinstance(thread_ids, str):
         raise InvalidInputError("thread_ids must be a list of thread ids, not one string.")
-    if not isinstance(cast("object", thread_ids), Collection):
+    if not isinstance(cast("object", thread_ids), Collection) or isinstance(cast("object", thread_ids), Mapping):
         raise InvalidInputError(f"thread_ids must be a list of thread ids, not {type(thread_ids).__name__}.")
     if strategy not in get_args(PruneStrategy):
         raise InvalidInputError(f"There is no strategy of that name: use {' or '.join(get_args(PruneStrategy))}.")

@@ -149,7 +149,17 @@ async def test_a_checkpoint_s_id_is_an_id(kept: Saver) -> None:
 async def test_what_is_no_list_of_ids_deletes_nothing(kept: Saver) -> None:
     saver: Any = kept
     before = await checkpoints(kept, "kept")
-    values: list[Any] = ["kept", None, 7, [None], [["kept"]], [{"$ne": ""}], iter(["kept"]), ["kept", "\x00"]]
+    values: list[Any] = [
+        "kept",
+        None,
+        7,
+        [None],
+        [["kept"]],
+        [{"$ne": ""}],
+        {"kept": 1},
+        iter(["kept"]),
+        ["kept", "\x00"],
+    ]
     await refused(saver.adelete_for_runs, values)
     await refused(saver.aprune, values)
     await refused(lambda bad: saver.aprune(bad, strategy="delete"), values)
