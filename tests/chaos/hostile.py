@@ -176,6 +176,12 @@ class Target:
             lambda: store.attach_thread(run_id, an_id, owner=owner),
             lambda: self._finish(dice, owner, mapping, value),
             lambda: store.interrupt_runs(an_id, {"code": "c", "type": None, "message": value}),
+            lambda: store.claim_thread(run_id, VICTIM if dice.random() < 0.2 else an_id, owner="mallory"),
+            lambda: store.get_queue(an_id),
+            lambda: store.change_queue(
+                an_id, [run_id], dice.choice(([], [run_id], [value])), takes=dice.random() < 0.5
+            ),
+            lambda: _done(store.release_thread(run_id, an_id)),
             lambda: store.get_run(run_id, owner=owner),
             lambda: store.search_runs(**inputs.search(dice)),
             lambda: store.search_threads(**inputs.search(dice)),
@@ -329,6 +335,10 @@ async def _answered(call: Callable[[], Awaitable[Any]]) -> Any:
             raise
         _refuse_traces(str(exc), "an error")
         return type(exc).__name__
+
+
+async def _done(answer: Awaitable[Any]) -> Any:
+    return await answer
 
 
 @contextmanager
