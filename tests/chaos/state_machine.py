@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import time
 import traceback
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import AsyncExitStack, contextmanager
-from typing import Any, TypeVar, cast
-from uuid import UUID
+from collections.abc import Callable, Coroutine
+from typing import Any, cast
 
 import hypothesis
 from hypothesis import HealthCheck, Phase
@@ -19,129 +16,33 @@ from langgraph.checkpoint.base import empty_checkpoint
 from rich.console import Console
 from rich.table import Table
 
-from skeino import SkeinoSettings
 from skeino.errors import StoreError, ThreadNotFoundError
 from skeino.persistence import ANY_OWNER
 from skeino.runs import new_id
-from skeino.testing.making import at, ended_in_turn, ending, everything
+from skeino.testing.making import ended_in_turn, ending, everything
 from skeino.testing.searching_at_random import model as found_in
-from skeino.testing.searching_at_random import some
-from skeino_asgi import RunTracker
-from tests.chaos.bench import ALL_SCHEMES, empty_database, new_database
+from tests.chaos.bench import ALL_SCHEMES, Bench, bench_of, new_database
+from tests.chaos.drawn import (
+    THREADS,
+    configs,
+    ended,
+    errors,
+    metadata,
+    owner_filters,
+    owners,
+    run_searches,
+    runs,
+    settled,
+    starts,
+    thread_searches,
+    threads,
+    times,
+    ttls,
+    workers,
+)
 from tests.chaos.model import Model, Row, answer_of, now
 
-T = TypeVar("T")
-
 STEPS = 50
-
-THREADS = ["a", "B", "ä", "雪", "\U0001f600", "\uffee"]  # by their numbers, not by a language's or UTF-16's order
-RUNS = [str(UUID(int=(7 << 76) | (2 << 62) | number)) for number in range(5)]
-WORKERS = ["worker-1", "worker-2"]
-OWNERS = [None, "ann", "bob"]
-
-# Few of them most of the time, so that operations meet.
-threads = st.sampled_from(THREADS[:2] * 6 + THREADS)
-runs = st.sampled_from(RUNS[:2] * 6 + RUNS)
-workers = st.sampled_from(WORKERS)
-owners = st.sampled_from([None, "ann", "ann", "bob"])
-owner_filters = st.sampled_from([ANY_OWNER, ANY_OWNER, *OWNERS])
-times = st.integers(0, 5).map(at)
-metadata = st.one_of(
-    st.sampled_from([{}, {"k": True}, {"k": 1}, {"k": "1"}, {"k": None}]),
-    st.dictionaries(
-        st.sampled_from(["k", "a.b", "$x"]), st.sampled_from([0, 2.5, "雪", ["x"], {"$set": 1}]), max_size=2
-    ),
-)
-configs = st.sampled_from([None, None, {"a": 1}, {"b": {"$set": 2}}, {}])
-ttls = st.sampled_from([None, {"strategy": "delete", "ttl": 5.0}, {"strategy": "keep_latest", "ttl": 0.5}])
-ended = st.sampled_from(["success", "error", "timeout", "interrupted"])
-settled = st.sampled_from([None, "idle", "interrupted", "error"])
-errors: st.SearchStrategy[Any] = st.sampled_from([None, {"code": "c", "type": None, "message": "it's gone"}])
-
-starts = st.fixed_dictionaries(
-    {
-        "run": runs,
-        "worker": workers,
-        "thread": st.none() | threads | threads,
-        "owner": owners,
-        "meta": metadata,
-        "at": times,
-        "make": st.sampled_from([True, True, False]),
-    }
-)
-
-
-def searches(sorts: list[str], **conditions: st.SearchStrategy[Any]) -> st.SearchStrategy[Row]:
-    """Up to two conditions, so that something is found, in an order."""
-
-    def drawn(names: list[str]) -> st.SearchStrategy[Row]:
-        return st.fixed_dictionaries({"sort_by": st.sampled_from(sorts), **{one: conditions[one] for one in names}})
-
-    names = st.sampled_from([*conditions, "owner", "metadata"])
-    return st.lists(names, max_size=2, unique=True).flatmap(drawn)
-
-
-conditions: dict[str, st.SearchStrategy[Any]] = {
-    "metadata": st.sampled_from([{"k": True}, {"k": 1}, {"k": "1"}, {"k": None}, {"k": 1.0, "a.b": 2.5}]),
-    "owner": owner_filters,
-    "created_after": times,
-    "created_before": times,
-    "sort_order": st.sampled_from(["asc", "desc"]),
-    "limit": st.integers(1, 3),
-    "offset": st.integers(0, 2),
-}
-thread_searches = searches(
-    ["created_at", "updated_at", "thread_id"],
-    **conditions,
-    status=some(["idle", "busy", "interrupted", "error"]),
-    ids=st.lists(threads, max_size=4),
-)
-run_searches = searches(
-    ["created_at", "finished_at", "finished_at", "run_id"],
-    **conditions,
-    status=some(["pending", "running", "success", "error", "timeout", "interrupted"]),
-    thread_id=threads,
-    ids=st.lists(runs, max_size=4),
-)
-
-
-class Bench:
-    """One backend, open, on an event loop of its own that runs while something is asked of it."""
-
-    def __init__(self, settings: SkeinoSettings, clear: Callable[[], None]) -> None:
-        self._settings = settings
-        self._clear = clear
-        self._runner = asyncio.Runner()
-        self._stack = AsyncExitStack()
-        self.tracker: RunTracker | None = None
-
-    def do(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return self._runner.get_loop().run_until_complete(coroutine)  # `Runner.run` sees to signals, each time
-
-    def empty(self) -> RunTracker:
-        """The tracker, with nothing in its database."""
-        if self.tracker is None or self._settings.checkpointer_scheme == "memory":
-            self.do(self._stack.aclose())
-            self.tracker = RunTracker(self._settings)
-            self.do(self._stack.enter_async_context(self.tracker.lifespan()))
-        self._clear()
-        return self.tracker
-
-    def close(self) -> None:
-        self.do(self._stack.aclose())
-        self._runner.close()
-
-
-@contextmanager
-def bench_of(scheme: str, uri: str | None) -> Iterator[Bench]:
-    """The scheme's backend; `uri` is of a database for this alone."""
-    # Without leases: the workers here are names, and would be taken for dead.
-    settings = SkeinoSettings(checkpointer_scheme=scheme, checkpointer_uri=uri, lease_seconds=0)
-    bench = Bench(settings, lambda: empty_database(scheme, uri))
-    try:
-        yield bench
-    finally:
-        bench.close()
 
 
 class StoreMachine(RuleBasedStateMachine):

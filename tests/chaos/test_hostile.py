@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from tests.chaos.bench import bench_of
 from tests.chaos.hostile import assault
-from tests.chaos.state_machine import bench_of, compare
+from tests.chaos.state_machine import compare
 from tests.contract.backends import ALL
 
 INPUTS = 1200

@@ -11,7 +11,8 @@ from skeino.persistence import InMemoryMetadataStore, stamping
 from skeino.persistence.memory import StampedInMemorySaver, store
 from skeino.persistence.memory.saver import CompleteInMemorySaver
 from skeino.runs import Run
-from tests.chaos.state_machine import bench_of, compare
+from tests.chaos.bench import bench_of
+from tests.chaos.state_machine import compare
 
 EXAMPLES = 300
 
