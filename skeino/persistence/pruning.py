@@ -70,7 +70,7 @@ def of_runs(outlines: Iterable[CheckpointOutline], run_ids: Collection[str]) -> 
         DeltaChannelError: the thread has delta channels, and one that stays is rebuilt from one that would go.
     """
     outlines, run_ids = list(outlines), set(run_ids)
-    gone = [one for one in outlines if one.metadata.get("run_id") in run_ids]
+    gone = [one for one in outlines if _run_of(one) in run_ids]
     places = {(one.namespace, one.checkpoint_id) for one in gone}
     for one in outlines if any(_has_delta(one) for one in outlines) else ():
         if (one.namespace, one.checkpoint_id) not in places and (one.namespace, one.parent_id) in places:
@@ -89,7 +89,7 @@ def checked_run_ids(run_ids: Sequence[str]) -> list[str]:
     """
     if isinstance(run_ids, str):
         raise InvalidInputError("run_ids must be a list of run ids, not one string.")
-    if not isinstance(cast("object", run_ids), Collection):
+    if not isinstance(cast("object", run_ids), Collection) or isinstance(cast("object", run_ids), Mapping):
         raise InvalidInputError(f"run_ids must be a list of run ids, not {type(run_ids).__name__}.")
     return list(dict.fromkeys(validate_id(run_id, "run_id") for run_id in run_ids))
 
@@ -102,7 +102,7 @@ def checked_prune(thread_ids: Sequence[str], strategy: str) -> tuple[list[str], 
     """
     if isinstance(thread_ids, str):
         raise InvalidInputError("thread_ids must be a list of thread ids, not one string.")
-    if not isinstance(cast("object", thread_ids), Collection):
+    if not isinstance(cast("object", thread_ids), Collection) or isinstance(cast("object", thread_ids), Mapping):
         raise InvalidInputError(f"thread_ids must be a list of thread ids, not {type(thread_ids).__name__}.")
     if strategy not in get_args(PruneStrategy):
         raise InvalidInputError(f"There is no strategy of that name: use {' or '.join(get_args(PruneStrategy))}.")
@@ -138,4 +138,10 @@ def _has_delta(outline: CheckpointOutline) -> bool:
 def _root_of(outline: CheckpointOutline) -> str | None:
     """The root graph's checkpoint that a subgraph's checkpoint started from."""
     parents = outline.metadata.get("parents")
-    return parents.get("") if isinstance(parents, Mapping) else None
+    root = parents.get("") if isinstance(parents, Mapping) else None
+    return root if isinstance(root, str) else None  # metadata may be anything that is JSON
+
+
+def _run_of(outline: CheckpointOutline) -> str | None:
+    run_id = outline.metadata.get("run_id")
+    return run_id if isinstance(run_id, str) else None

@@ -54,6 +54,37 @@ async def test_head_finds_another_owners_thread_as_little_as_get(settings: Skein
         assert seen[1] is None, "HEAD is no run"
 
 
+async def test_options_asks_for_no_owner_and_finds_nobodys_threads_only(settings: SkeinoSettings) -> None:
+    """A browser sends it without credentials, before the request itself: it must not be answered with 401."""
+    refused: list[type[Exception]] = []
+
+    def owner(connection: HTTPConnection) -> str:
+        raise HTTPException(401)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        saver = scope["state"]["checkpointer"]
+        assert await saver.aget_tuple(config_of("nobodys")) is None
+        for call in (
+            saver.aget_tuple(config_of("anns")),
+            saver.aput(config_of("anns"), empty_checkpoint(), {}, {}),
+            saver.adelete_thread("anns"),
+            anext(saver.alist(None)),
+        ):
+            try:
+                await call
+            except (ThreadNotFoundError, InvalidInputError) as exc:
+                refused.append(type(exc))
+        await answering()(scope, receive, send)
+
+    wrapped = RunMiddleware(app, settings=settings, owner=owner)
+    async with connected(wrapped) as client:
+        await _anns_thread(wrapped.tracker)
+        answer = await client.options("/", headers={"X-Thread-ID": "anns"})
+        assert answer.status_code == 200
+        assert (await client.get("/")).status_code == 401
+    assert refused == [ThreadNotFoundError] * 3 + [InvalidInputError]
+
+
 def test_a_websocket_finds_another_owners_thread_as_little() -> None:
     caught: list[str] = []
 

@@ -1,21 +1,65 @@
-"""Databases of every scheme, memory included: made for one harness, emptied, and read past skeino."""
+"""Databases of every scheme, memory included: made for one harness, opened, emptied, and read past skeino."""
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from typing import Any, Final
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import AsyncExitStack, closing, contextmanager
+from typing import Any, Final, TypeVar
 
 import psycopg
 from pymongo import MongoClient
 
+from skeino import SkeinoSettings
 from skeino.persistence import MetadataStoreProtocol
 from skeino.testing import everything
+from skeino_asgi import RunTracker
 from tests.chaos.places import SCHEMES, place_of
 from tests.contract.backends import empty, empty_mongodb
 
+T = TypeVar("T")
+
 ALL_SCHEMES: Final = ("memory", *SCHEMES)
+
+
+class Bench:
+    """One backend, open, on an event loop of its own that runs while something is asked of it."""
+
+    def __init__(self, settings: SkeinoSettings, clear: Callable[[], None]) -> None:
+        self._settings = settings
+        self._clear = clear
+        self._runner = asyncio.Runner()
+        self._stack = AsyncExitStack()
+        self.tracker: RunTracker | None = None
+
+    def do(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return self._runner.get_loop().run_until_complete(coroutine)  # `Runner.run` sees to signals, each time
+
+    def empty(self) -> RunTracker:
+        """The tracker, with nothing in its database."""
+        if self.tracker is None or self._settings.checkpointer_scheme == "memory":
+            self.do(self._stack.aclose())
+            self.tracker = RunTracker(self._settings)
+            self.do(self._stack.enter_async_context(self.tracker.lifespan()))
+        self._clear()
+        return self.tracker
+
+    def close(self) -> None:
+        self.do(self._stack.aclose())
+        self._runner.close()
+
+
+@contextmanager
+def bench_of(scheme: str, uri: str | None) -> Iterator[Bench]:
+    """The scheme's backend; `uri` is of a database for this alone."""
+    # Without leases: the workers here are names, and would be taken for dead.
+    settings = SkeinoSettings(checkpointer_scheme=scheme, checkpointer_uri=uri, lease_seconds=0)
+    bench = Bench(settings, lambda: empty_database(scheme, uri))
+    try:
+        yield bench
+    finally:
+        bench.close()
 
 
 @contextmanager

@@ -21,17 +21,15 @@ from random import Random
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from langgraph.checkpoint.base import empty_checkpoint
 from rich.console import Console
 from rich.table import Table
 
 from skeino import SkeinoSettings
 from skeino.errors import ThreadNotFoundError
 from skeino.runs import new_id
-from skeino.testing.making import ending, started
 from skeino_asgi import RunLogFilter, RunMiddleware, RunTracker
 from tests.asgi.live_server import served
-from tests.chaos import hostile_app
+from tests.chaos import hostile_app, hostile_calls
 from tests.chaos import hostile_inputs as inputs
 from tests.chaos.bench import ALL_SCHEMES, empty_database, new_database, rows_as_text
 from tests.chaos.hostile_inputs import CANARY
@@ -157,55 +155,12 @@ class Target:
         assert status < "500" or do in hostile_app.RAISING, f"it answered {status}"
         return status if status < "500" else "raised by the application"
 
-    # ── The store ────────────────────────────────────────────────────────────────────────────────────────
+    # ── Calls ────────────────────────────────────────────────────────────────────────────────────────────
 
     async def _store(self, dice: Random, number: int) -> str:
-        store: Any = self.tracker.metadata_store
-        an_id, mapping, value = inputs.an_id(dice), inputs.mapping(dice), inputs.value(dice)
-        owner = dice.choice(("ann", "mallory", None, an_id))
-        run_id = dice.choice((new_id(), an_id))
-        calls: tuple[Callable[[], Awaitable[Any]], ...] = (
-            lambda: store.start_run(
-                run_id,
-                worker_id="attacker",
-                thread_id=an_id,
-                owner=owner,
-                metadata=mapping,
-                kwargs=inputs.mapping(dice),
-            ),
-            lambda: store.attach_thread(run_id, an_id, owner=owner),
-            lambda: self._finish(dice, owner, mapping, value),
-            lambda: store.interrupt_runs(an_id, {"code": "c", "type": None, "message": value}),
-            lambda: store.get_run(run_id, owner=owner),
-            lambda: store.search_runs(**inputs.search(dice)),
-            lambda: store.search_threads(**inputs.search(dice)),
-            lambda: store.update_run(run_id, metadata=mapping, owner=owner),
-            lambda: self._created(an_id, owner, mapping),
-            lambda: store.get_thread(VICTIM if dice.random() < 0.2 else an_id, owner="mallory"),
-            lambda: store.update_thread(an_id, metadata=mapping, config=mapping, ttl=value, owner="mallory"),
-            lambda: store.delete_thread(VICTIM if dice.random() < 0.2 else an_id, force=True, owner="mallory"),
-            lambda: store.restore_threads([value, mapping]),
-            lambda: store.restore_runs([mapping]),
-        )
-        answer = await _answered(dice.choice(calls))
-        assert SECRET not in str(answer)
+        answer = await hostile_calls.answered(hostile_calls.of_store(self.tracker.metadata_store, dice, VICTIM))
+        _refuse_traces(str(answer), "an answer")
         return answer if isinstance(answer, str) and answer.endswith("Error") else "done"
-
-    async def _finish(self, dice: Random, owner: Any, metadata: Any, value: Any) -> None:
-        store = self.tracker.metadata_store
-        run_id = await started(store, dice.choice((None, "t1")), worker_id="attacker", owner="ann")
-        field_name = dice.choice([*ending(run_id)])
-        finish: Any = {**ending(run_id, worker_id="attacker", metadata=metadata), field_name: value}
-        await store.finish_run(finish)
-
-    async def _created(self, thread_id: Any, owner: Any, metadata: Any) -> None:
-        """What is accepted is kept as it is."""
-        made = await self.tracker.metadata_store.create_thread(thread_id, owner=owner, metadata=metadata)
-        found = await self.tracker.metadata_store.get_thread(thread_id)
-        if found is not None:  # another may have deleted it meanwhile, and made it again
-            assert found["created_at"] != made["created_at"] or found["thread_id"] == thread_id
-
-    # ── The saver ────────────────────────────────────────────────────────────────────────────────────────
 
     async def _saver(self, dice: Random, number: int) -> str:
         if dice.random() < 0.5:
@@ -214,49 +169,8 @@ class Target:
         return await self._of_saver(dice, thread_id=inputs.an_id(dice))
 
     async def _of_saver(self, dice: Random, thread_id: Any) -> str:
-        saver: Any = self.tracker.checkpointer
-        config: Any = {"configurable": {**inputs.configurable(dice), "thread_id": thread_id}}
-        if dice.random() < 0.3:
-            config["metadata"] = inputs.mapping(dice)
-        if dice.random() < 0.02:
-            config = inputs.value(dice)
-        value = inputs.value(dice)
-        metadata = inputs.mapping(dice)
-        if isinstance(metadata, dict):  # as LangGraph needs it, which goes on from there
-            metadata |= {"source": "loop", "step": 1}
-        versions = dict.fromkeys("xy", saver.get_next_version(None, None))
-        checkpoint = {**empty_checkpoint(), "channel_values": {"x": value, "y": "fine"}, "channel_versions": versions}
-        in_place = (
-            {**config, "configurable": {"checkpoint_ns": "", **config["configurable"]}}
-            if _is_config(config)
-            else config
-        )
-
-        async def listed() -> Any:
-            before: Any = None if dice.random() < 0.6 else dice.choice((config, value, {"configurable": {}}))
-            limit = dice.choice((1, 5, None, inputs.scalar(dice)))
-            if isinstance(limit, int) and not 0 <= limit < 100:
-                limit = 3
-            given = inputs.mapping(dice) if dice.random() < 0.7 else None
-            return [one async for one in saver.alist(config, filter=given, before=before, limit=limit)]
-
-        calls: tuple[Callable[[], Awaitable[Any]], ...] = (
-            lambda: saver.aget_tuple(config),
-            listed,
-            lambda: saver.aput(in_place, checkpoint, metadata, versions),
-            lambda: saver.aput(in_place, checkpoint, {"source": "loop", "step": 1}, versions),
-            lambda: saver.aput_writes(
-                in_place, [("x", value)], dice.choice(("task", inputs.text(dice))), inputs.text(dice)
-            ),
-            lambda: saver.adelete_thread(thread_id),
-            lambda: saver.acopy_thread(thread_id, dice.choice((new_id(), inputs.an_id(dice)))),
-            lambda: saver.aprune(
-                dice.choice(([thread_id], value)), strategy=dice.choice(("keep_latest", "delete", value))
-            ),
-            lambda: saver.adelete_for_runs(dice.choice(([new_id()], value))),
-            lambda: saver.aget_delta_channel_history(config=config, channels=["x"]),
-        )
-        answer = await _answered(dice.choice(calls))
+        call = hostile_calls.of_saver(self.tracker.checkpointer, dice, thread_id)
+        answer = await hostile_calls.answered(call)
         if thread_id == VICTIM and answer == ThreadNotFoundError.__name__:
             return "not found"
         found = answer if isinstance(answer, list) else [answer]
@@ -314,22 +228,9 @@ async def assault(scheme: str, uri: str | None, numbers: range, seed: int, *, so
     result.failures += [f"{scheme}: a secret stands in the log: {line[:1000]}" for line in lines if _has_trace(line)][
         :5
     ]
-    forged = [line for line in lines if any(one in line for one in "\r\n\x1b\x00\u2028\u202e")]
+    forged = [line for line in lines if any(one in line for one in "\r\n\x1b\x00\u2028\u202e") or _words(line) != 4]
     result.failures += [f"{scheme}: a line of the log is more than one: {line[:300]!r}" for line in forged[:5]]
     return result
-
-
-async def _answered(call: Callable[[], Awaitable[Any]]) -> Any:
-    """The answer, or the name of one of skeino's errors, whose sentence repeats nothing; any other is raised."""
-    try:
-        return await call()
-    except hostile_app.REFUSED as exc:
-        _refuse_traces(str(exc), "an error")
-        return type(exc).__name__
-    except TypeError as exc:
-        if "there is no argument" not in str(exc):  # which is said of a search by an unknown name
-            raise
-        return "TypeError"
 
 
 @contextmanager
@@ -355,7 +256,7 @@ def _log() -> Iterator[list[str]]:
 
     handler = Keeping()
     handler.addFilter(RunLogFilter())
-    handler.setFormatter(logging.Formatter("%(name)s %(levelname)s %(thread_id)s %(request_id)s %(message)s"))
+    handler.setFormatter(logging.Formatter("%(name)s %(levelname)s %(thread_id)s %(request_id)s | %(message)s"))
     root, names = logging.getLogger(), ("skeino", "an.application")
     root.addHandler(handler)
     levels = {name: logging.getLogger(name).level for name in names}
@@ -367,6 +268,11 @@ def _log() -> Iterator[list[str]]:
         root.removeHandler(handler)
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
+
+
+def _words(line: str) -> int:
+    """Before the message: a thread's id that reads as more than one can pass for a level, or for another run."""
+    return len(line.partition(" | ")[0].split(" "))
 
 
 def _has_trace(text: str) -> bool:
@@ -381,10 +287,6 @@ def _target(dice: Random, path: str) -> bytes:
     if dice.random() < 0.5:
         return b"".join(b"%%%02x" % byte for byte in path.encode("utf-8", "surrogatepass")) or b"/"
     return path.encode("utf-8", "surrogatepass")[:2000]
-
-
-def _is_config(config: Any) -> bool:
-    return isinstance(config, dict) and isinstance(config.get("configurable"), dict)
 
 
 # ── `python -m tests.chaos hostile` ──────────────────────────────────────────────────────────────────────────

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import logging
+import traceback
 from random import Random
 from typing import Annotated, Any, TypedDict
 
-import ormsgpack
 from langgraph.graph import END, START, StateGraph
 
 from skeino.errors import SkeinoError
@@ -20,11 +20,16 @@ from tests.chaos.hostile_inputs import CANARY
 
 logger = logging.getLogger("an.application")
 
-REFUSED = (SkeinoError, ormsgpack.MsgpackEncodeError)
-"""What skeino raises, and what LangGraph's serializer raises of a state that it cannot write."""
-
 RAISING = ("raise", "raise-late", "raise-after")
 """What the application answers with an exception of its own."""
+
+
+def is_refusal(exc: Exception) -> bool:
+    """Whether it is skeino's, or comes from LangGraph's serializer, of a state that it cannot write."""
+    if isinstance(exc, SkeinoError):
+        return True
+    *_, last = traceback.walk_tb(exc.__traceback__)
+    return isinstance(exc, TypeError) and last[0].f_code.co_filename.endswith("serde/jsonplus.py")
 
 
 class State(TypedDict, total=False):
@@ -56,7 +61,9 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
     status = 200
     try:
         await _do(do, dice, state, run, await _body(receive))
-    except REFUSED as exc:
+    except Exception as exc:
+        if not is_refusal(exc):
+            raise
         status = 400 if CANARY not in str(exc) else 599  # it repeats what it refuses
     await send({"type": "http.response.start", "status": status, "headers": [(b"content-type", b"text/plain")]})
     await send({"type": "http.response.body", "body": b"done"})
@@ -84,10 +91,12 @@ async def _do(do: str, dice: Random, state: Any, run: Any, body: bytes) -> None:
             await store.search_threads(**{name: asked[name] for name in asked if name in ThreadSearch.__annotations__})
             return
         configurable = asked.get("configurable") or {}
+        if not isinstance(configurable, dict):
+            return
         if run is not None and "thread_id" not in configurable:
             configurable = {**configurable, **run.config["configurable"]}
-        if "thread_id" not in configurable:
-            return
+        if "thread_id" not in configurable or not isinstance(configurable.get("checkpoint_ns", ""), str):
+            return  # LangGraph itself takes apart a namespace, before it asks the saver
         config = {"configurable": configurable}
         graph = graph_of(saver)
         if do == "graph":

@@ -3,110 +3,46 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import time
 import traceback
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import AsyncExitStack, contextmanager
-from typing import Any, TypeVar, cast
-from uuid import UUID
+from collections.abc import Callable, Coroutine
+from typing import Any, cast
 
 import hypothesis
 from hypothesis import HealthCheck, Phase
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from langgraph.checkpoint.base import empty_checkpoint
 from rich.console import Console
 from rich.table import Table
 
-from skeino import SkeinoSettings
 from skeino.errors import StoreError, ThreadNotFoundError
 from skeino.persistence import ANY_OWNER
 from skeino.runs import new_id
-from skeino.testing.making import at, ended_in_turn, ending, everything
-from skeino.testing.searching_at_random import common, optional, some
+from skeino.testing.making import ended_in_turn, ending, everything
 from skeino.testing.searching_at_random import model as found_in
-from skeino_asgi import RunTracker
-from tests.chaos.bench import ALL_SCHEMES, empty_database, new_database
+from tests.chaos.bench import ALL_SCHEMES, Bench, bench_of, new_database
+from tests.chaos.drawn import (
+    THREADS,
+    configs,
+    ended,
+    errors,
+    metadata,
+    owner_filters,
+    owners,
+    run_searches,
+    runs,
+    settled,
+    starts,
+    thread_searches,
+    threads,
+    times,
+    ttls,
+    workers,
+)
 from tests.chaos.model import Model, Row, answer_of, now
 
-T = TypeVar("T")
-
-STEPS = 30
-
-THREADS = ["a", "B", "ä", "雪", "\U0001f600", "\uffee"]  # by their numbers, not by a language's or UTF-16's order
-RUNS = [str(UUID(int=(7 << 76) | (2 << 62) | number)) for number in range(10)]
-WORKERS = ["worker-1", "worker-2"]
-OWNERS = [None, "ann", "bob"]
-
-threads = st.sampled_from(THREADS[:3] * 3 + THREADS)
-runs = st.sampled_from(RUNS[:4] * 2 + RUNS)
-workers = st.sampled_from(WORKERS)
-owners = st.sampled_from(OWNERS)
-owner_filters = st.sampled_from([ANY_OWNER, ANY_OWNER, *OWNERS])
-times = st.integers(0, 5).map(at)
-metadata = st.dictionaries(
-    st.sampled_from(["k", "a.b", "$x"]),
-    st.sampled_from([None, True, 0, 1, 2.5, "1", "雪", ["x"], {"$set": 1}]),
-    max_size=2,
-)
-ttls = st.sampled_from([None, {"strategy": "delete", "ttl": 5.0}, {"strategy": "keep_latest", "ttl": 0.5}])
-ended = st.sampled_from(["success", "error", "timeout", "interrupted"])
-settled = st.sampled_from([None, "idle", "interrupted", "error"])
-errors: st.SearchStrategy[Any] = st.sampled_from([None, {"code": "c", "type": None, "message": "it's gone"}])
-
-thread_searches = optional(
-    **common,
-    status=some(["idle", "busy", "interrupted", "error"]),
-    ids=st.one_of(st.none(), st.lists(threads, max_size=4)),
-    sort_by=st.sampled_from(["created_at", "updated_at", "thread_id"]),
-)
-run_searches = optional(
-    **common,
-    status=some(["pending", "running", "success", "error", "timeout", "interrupted"]),
-    thread_id=st.one_of(st.none(), threads),
-    ids=st.one_of(st.none(), st.lists(runs, max_size=4)),
-    sort_by=st.sampled_from(["created_at", "finished_at", "run_id"]),
-)
-
-
-class Bench:
-    """One backend, open, on an event loop of its own that runs while something is asked of it."""
-
-    def __init__(self, settings: SkeinoSettings, clear: Callable[[], None]) -> None:
-        self._settings = settings
-        self._clear = clear
-        self._runner = asyncio.Runner()
-        self._stack = AsyncExitStack()
-        self.tracker: RunTracker | None = None
-
-    def do(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        return self._runner.run(coroutine)
-
-    def empty(self) -> RunTracker:
-        """The tracker, with nothing in its database."""
-        if self.tracker is None or self._settings.checkpointer_scheme == "memory":
-            self.do(self._stack.aclose())
-            self.tracker = RunTracker(self._settings)
-            self.do(self._stack.enter_async_context(self.tracker.lifespan()))
-        self._clear()
-        return self.tracker
-
-    def close(self) -> None:
-        self.do(self._stack.aclose())
-        self._runner.close()
-
-
-@contextmanager
-def bench_of(scheme: str, uri: str | None) -> Iterator[Bench]:
-    """The scheme's backend; `uri` is of a database for this alone."""
-    # Without leases: the workers here are names, and would be taken for dead.
-    settings = SkeinoSettings(checkpointer_scheme=scheme, checkpointer_uri=uri, lease_seconds=0)
-    bench = Bench(settings, lambda: empty_database(scheme, uri))
-    try:
-        yield bench
-    finally:
-        bench.close()
+STEPS = 50
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -120,12 +56,13 @@ class StoreMachine(RuleBasedStateMachine):
         self.saver: Any = self.tracker.checkpointer
         self.model = Model()
         self.tracked: list[str] = []
+        self.looks = False  # at all checkpoints, after the next step
 
     def same(self, of_model: Callable[[], Any], of_store: Coroutine[Any, Any, Any]) -> Any:
         """Both answer the same, or fail in the same way. The model goes first: it notes the time."""
         expected = answer_of(of_model)
         answer = self.bench.do(_answer_of(of_store))
-        if isinstance(answer, dict):  # a row, with times that the model has to learn
+        if isinstance(answer, dict) and isinstance(expected, dict):  # rows, with times that the model has to learn
             self._learn()
             kind = "thread" if "run_id" not in answer else "run"
             where = self.model.all_threads() if kind == "thread" else self.model.all_runs()
@@ -135,10 +72,17 @@ class StoreMachine(RuleBasedStateMachine):
 
     # ── A run's life ─────────────────────────────────────────────────────────────────────────────────────
 
-    @rule(
-        run=runs, worker=workers, thread=st.none() | threads, owner=owners, meta=metadata, at=times, make=st.booleans()
-    )
-    def start_run(self, run: str, worker: str, thread: Any, owner: Any, meta: Row, at: Any, make: bool) -> None:
+    @initialize(starts=st.lists(starts, min_size=2, max_size=6))
+    def start_some(self, starts: list[Row]) -> None:
+        """Most of what follows needs runs and threads."""
+        for start in starts:
+            self._start(**start)
+
+    @rule(start=starts)
+    def start_run(self, start: Row) -> None:
+        self._start(**start)
+
+    def _start(self, run: str, worker: str, thread: Any, owner: Any, meta: Row, at: Any, make: bool) -> None:
         self.same(
             lambda: self.model.start_run(run, worker, thread, owner, meta, at, make),
             self.store.start_run(
@@ -210,7 +154,7 @@ class StoreMachine(RuleBasedStateMachine):
         )
 
     @rule(
-        thread=threads, meta=st.none() | metadata, config=st.none() | metadata, ttl=st.just("keep") | ttls,
+        thread=threads, meta=st.none() | metadata, config=configs, ttl=st.just("keep") | ttls,
         owner=owner_filters,
     )  # fmt: skip
     def update_thread(self, thread: str, meta: Any, config: Any, ttl: Any, owner: Any) -> None:
@@ -219,8 +163,19 @@ class StoreMachine(RuleBasedStateMachine):
             self.store.update_thread(thread, metadata=meta, config=config, ttl=ttl, owner=owner),
         )
 
-    @rule(thread=threads, force=st.booleans(), owner=owner_filters, ignored=st.none() | runs)
-    def delete_rows(self, thread: str, force: bool, owner: Any, ignored: Any) -> None:
+    @rule(
+        thread=threads,
+        busy=st.sampled_from([True, True, False]),
+        force=st.sampled_from([False, False, True]),
+        owner=st.just(ANY_OWNER) | owner_filters,
+        ignores=st.sampled_from(["its run", "another run", "none"]),
+        run=runs,
+    )
+    def delete_rows(self, thread: str, busy: bool, force: bool, owner: Any, ignores: str, run: str) -> None:
+        if busy:  # if there is one
+            thread = next((row["thread_id"] for row in self.model.all_threads() if row["status"] == "busy"), thread)
+        its_run = next((one["run_id"] for one in self.model.all_runs() if one["thread_id"] == thread), run)
+        ignored = {"its run": its_run, "another run": run, "none": None}[ignores]
         self.same(
             lambda: self.model.delete_thread(thread, force, owner, ignored),
             self.store.delete_thread(thread, force=force, owner=owner, ignore_run=ignored),
@@ -238,21 +193,21 @@ class StoreMachine(RuleBasedStateMachine):
             rows = [{**row, "run_id": missing, "owner": owner, "thread_id": thread if number % 2 else None}]
             self.same(lambda: self.model.restore_runs(rows), self.store.restore_runs(cast("Any", rows)))
 
-    @rule(search=thread_searches)
-    def search_threads(self, search: Row) -> None:
-        expected = found_in(self.model.all_threads(), "thread_id", {"sort_by": "updated_at", **search})
-        assert self.bench.do(self.store.search_threads(**search)) == expected
-
-    @rule(search=run_searches)
-    def search_runs(self, search: Row) -> None:
-        expected = found_in(self.model.all_runs(), "run_id", {"sort_by": "created_at", **search})
-        assert self.bench.do(self.store.search_runs(**search)) == expected
+    @rule(of_threads=st.lists(thread_searches, max_size=3), of_runs=st.lists(run_searches, max_size=3))
+    def search(self, of_threads: list[Row], of_runs: list[Row]) -> None:
+        for wanted in of_threads:
+            expected = found_in(self.model.all_threads(), "thread_id", wanted)
+            assert self.bench.do(self.store.search_threads(**wanted)) == expected
+        for wanted in of_runs:
+            expected = found_in(self.model.all_runs(), "run_id", wanted)
+            assert self.bench.do(self.store.search_runs(**wanted)) == expected
 
     # ── Checkpoints ──────────────────────────────────────────────────────────────────────────────────────
 
     @rule(thread=threads, owner=owners, count=st.integers(1, 3))
     def turn(self, thread: str, owner: Any, count: int) -> None:
         """A tracked run that writes checkpoints."""
+        self.looks = True
         try:
             self.model.owned(thread, owner)
             allowed = True
@@ -305,19 +260,17 @@ class StoreMachine(RuleBasedStateMachine):
             found = await _answer_of(self._listed(thread))
         return run.run_id, run.worker_id, found
 
-    @rule(source=threads, copy=threads)
-    def copy_state(self, source: str, copy: str) -> None:
-        if source != copy:
-            self.same(lambda: self.model.copy_thread(source, copy), self.saver.acopy_thread(source, copy))
-
-    @rule(thread=threads)
-    def prune_state(self, thread: str) -> None:
-        self.same(lambda: self.model.prune(thread), self.saver.aprune([thread]))
-
-    @rule(number=st.integers(0, 3))
-    def delete_for_runs(self, number: int) -> None:
-        wanted = self.tracked[-number:] if number else [new_id()]
-        self.same(lambda: self.model.delete_for_runs(wanted), self.saver.adelete_for_runs(wanted))
+    @rule(how=st.sampled_from(["copy", "prune", "delete"]), thread=threads, copy=threads, number=st.integers(0, 3))
+    def change_state(self, how: str, thread: str, copy: str, number: int) -> None:
+        """What LangGraph's savers may be asked besides, by nobody in particular."""
+        self.looks = True
+        if how == "prune":
+            self.same(lambda: self.model.prune(thread), self.saver.aprune([thread]))
+        elif how == "delete":
+            wanted = self.tracked[-number:] if number else [new_id()]
+            self.same(lambda: self.model.delete_for_runs(wanted), self.saver.adelete_for_runs(wanted))
+        elif thread != copy:
+            self.same(lambda: self.model.copy_thread(thread, copy), self.saver.acopy_thread(thread, copy))
 
     @rule(thread=threads, force=st.booleans(), owner=owner_filters)
     def delete_both(self, thread: str, force: bool, owner: Any) -> None:
@@ -329,6 +282,7 @@ class StoreMachine(RuleBasedStateMachine):
                     raise
             self.model.checkpoints.pop(thread, None)
 
+        self.looks = True
         self.same(delete, self.tracker.persistence.delete_thread(thread, force=force, owner=owner))
 
     async def _listed(self, thread: str) -> list[tuple[str, str | None]]:
@@ -343,12 +297,12 @@ class StoreMachine(RuleBasedStateMachine):
     @invariant()
     def all_rows_and_checkpoints_are_those_of_the_model(self) -> None:
         found_threads, found_runs = self._learn()
-        assert _by_id(found_threads) == _by_id(self.model.all_threads())
-        assert _by_id(found_runs) == _by_id(self.model.all_runs())
-        for thread in THREADS:
-            expected = self.model.checkpoints.get(thread, [])[::-1]
-            if expected or thread in THREADS[:2]:
-                assert self.bench.do(self._listed(thread)) == expected
+        assert found_threads == found_in(self.model.all_threads(), "thread_id", _BY_CHANGE)
+        assert found_runs == found_in(self.model.all_runs(), "run_id", _BY_BEGIN)
+        if self.looks:
+            for thread in THREADS:
+                assert self.bench.do(self._listed(thread)) == self.model.checkpoints.get(thread, [])[::-1]
+            self.looks = False
 
     def _learn(self) -> tuple[list[Row], list[Row]]:
         found: Any = self.bench.do(everything(self.store))
@@ -356,11 +310,17 @@ class StoreMachine(RuleBasedStateMachine):
         return cast("tuple[list[Row], list[Row]]", found)
 
 
-def compare(bench: Bench, examples: int, *, seed: int | None = None) -> None:
+def compare(bench: Bench, examples: int, *, seed: int | None = None, shrink: bool = True) -> None:
     """Let the backend and the model do the same, in so many sequences of operations.
 
+    Args:
+        bench: the backend.
+        examples: sequences of up to 50 operations.
+        seed: of the sequences; always the same without one.
+        shrink: whether to look for a short sequence that fails.
+
     Raises:
-        AssertionError: they differ; its notes have the shortest sequence that was found.
+        AssertionError: they differ; its notes have the sequence.
     """
 
     def machine() -> StoreMachine:
@@ -372,7 +332,7 @@ def compare(bench: Bench, examples: int, *, seed: int | None = None) -> None:
         deadline=None,
         derandomize=seed is None,
         database=None,
-        phases=(Phase.generate, Phase.shrink),
+        phases=(Phase.generate, *((Phase.shrink,) if shrink else ())),
         suppress_health_check=[*HealthCheck],
     )
     factory = machine if seed is None else hypothesis.seed(seed)(machine)
@@ -386,8 +346,8 @@ async def _answer_of(coroutine: Coroutine[Any, Any, Any]) -> Any:
         return type(exc)
 
 
-def _by_id(rows: list[Row]) -> dict[str, Row]:
-    return {str(row.get("run_id", row["thread_id"])): row for row in rows}
+_BY_CHANGE: Row = {"sort_by": "updated_at", "limit": 1000}
+_BY_BEGIN: Row = {"sort_by": "created_at", "limit": 1000}
 
 
 # ── `python -m tests.chaos model` ────────────────────────────────────────────────────────────────────────────

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import re
 import stat
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from skeino import (
     current_run,
 )
 from skeino.persistence import open_persistence
+from skeino.scrubbing import scrubbed
 from skeino_asgi import RunMiddleware, RunTracker
 from tests.docs.blocks import ROOT
 from tests.http_client import httpx
@@ -314,3 +316,15 @@ async def test_the_forms_of_a_sqlite_uri(uri: str, tmp_path: Path) -> None:
     async with open_persistence(SkeinoSettings(checkpointer_scheme="sqlite3", checkpointer_uri=uri)):
         assert (tmp_path / Path(uri).name).is_file()
         assert (tmp_path / f"{Path(uri).name}-wal").is_file()
+
+
+def test_security_each_name_that_the_page_gives_hides_what_follows_it() -> None:
+    page = (ROOT / "docs/security.md").read_text()
+    sentence = page[page.index("the value after a name such as") :].partition(", in quotes")[0]
+    names = re.findall(r"`([^`]+)`", sentence)
+    assert len(names) > 8
+    for text in (*(f"{name}=hunter2" for name in names), *(f"{{'{name}': 'hunter2 x'}}" for name in names)):
+        assert "hunter2" not in scrubbed(text), text
+    for header in ("Authorization: Token", "Proxy-Authorization: Digest", "Cookie: a=1; b=", "Set-Cookie: sid="):
+        assert header.partition(":")[0] in page
+        assert "hunter2" not in scrubbed(f"{header} hunter2" if header[-1] != "=" else f"{header}hunter2")

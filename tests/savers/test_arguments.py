@@ -149,7 +149,17 @@ async def test_a_checkpoint_s_id_is_an_id(kept: Saver) -> None:
 async def test_what_is_no_list_of_ids_deletes_nothing(kept: Saver) -> None:
     saver: Any = kept
     before = await checkpoints(kept, "kept")
-    values: list[Any] = ["kept", None, 7, [None], [["kept"]], [{"$ne": ""}], iter(["kept"]), ["kept", "\x00"]]
+    values: list[Any] = [
+        "kept",
+        None,
+        7,
+        [None],
+        [["kept"]],
+        [{"$ne": ""}],
+        {"kept": 1},
+        iter(["kept"]),
+        ["kept", "\x00"],
+    ]
     await refused(saver.adelete_for_runs, values)
     await refused(saver.aprune, values)
     await refused(lambda bad: saver.aprune(bad, strategy="delete"), values)
@@ -185,3 +195,18 @@ async def test_a_config_s_metadata_that_is_none_does_not_hinder_reading(tracker:
         async with tracker.run():
             config: Any = {**config_of("kept"), "metadata": metadata}
             assert await kept.aget_tuple(config) is not None
+
+
+@pytest.mark.parametrize("odd", [["x"], {"$ne": 1}, 7, True], ids=repr)
+async def test_odd_metadata_of_one_checkpoint_does_not_hinder_the_deletion_of_others(saver: Saver, odd: Any) -> None:
+    """In memory, one such `run_id` made each later deletion by run fail, for everybody."""
+    config: Any = config_of("t", checkpoint_ns="")
+    for namespace in ("", "a:b"):
+        place: Any = config_of("t", checkpoint_ns=namespace)
+        for metadata in ({"run_id": odd, "parents": {"": odd}}, {"run_id": "mine", "parents": {"": odd}}):
+            await saver.aput(place, empty_checkpoint(), cast("Any", metadata), {})
+    await saver.adelete_for_runs(["mine"])
+    assert [cast("Any", one.metadata)["run_id"] for one in await checkpoints(saver, "t")] == [odd, odd]
+    await saver.aput(config, empty_checkpoint(), {}, {})
+    await saver.aprune(["t"])
+    assert len(await checkpoints(saver, "t")) == 2
