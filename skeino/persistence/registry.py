@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from langgraph.checkpoint.base import BaseCheckpointSaver
 
     from skeino.persistence.protocol import MetadataStoreProtocol
+    from skeino.persistence.rows import ThreadTTL
 
 T = TypeVar("T")
 Opener = Callable[["CheckpointerSpec"], AbstractAsyncContextManager[T]]
@@ -35,6 +36,8 @@ class CheckpointerSpec:
     """Lower case, aliases resolved."""
     uri: str | None = field(default=None, repr=False)
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    thread_ttl: ThreadTTL | None = None
+    """The `ttl` of threads that are not given one."""
     _shared: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
     _stack: AsyncExitStack | None = field(default=None, repr=False, compare=False)
 

@@ -36,7 +36,7 @@ async def open_saver(spec: CheckpointerSpec) -> AsyncIterator[StampedMongoDBSave
 @asynccontextmanager
 async def open_store(spec: CheckpointerSpec) -> AsyncIterator[MongoMetadataStore]:
     """The metadata store of scheme `mongodb`, on the checkpointer's deployment."""
-    store = MongoMetadataStore(await spec.share(open_database))
+    store = MongoMetadataStore(await spec.share(open_database), spec.thread_ttl)
     try:
         yield store
     finally:

@@ -31,4 +31,4 @@ async def open_saver(spec: CheckpointerSpec) -> AsyncIterator[StampedPostgresSav
 @asynccontextmanager
 async def open_store(spec: CheckpointerSpec) -> AsyncIterator[MetadataStore]:
     """The metadata store of scheme `postgres`, over the checkpointer's pool."""
-    yield MetadataStore(await spec.share(open_database))
+    yield MetadataStore(await spec.share(open_database), spec.thread_ttl)

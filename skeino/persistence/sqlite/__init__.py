@@ -31,4 +31,4 @@ async def open_saver(spec: CheckpointerSpec) -> AsyncIterator[StampedSqliteSaver
 @asynccontextmanager
 async def open_store(spec: CheckpointerSpec) -> AsyncIterator[SqliteMetadataStore]:
     """The metadata store of scheme `sqlite`, in the checkpointer's file."""
-    yield SqliteMetadataStore(await spec.share(open_database))
+    yield SqliteMetadataStore(await spec.share(open_database), spec.thread_ttl)
