@@ -12,6 +12,7 @@ import typer
 
 from skeino.cli.copy import copy
 from skeino.cli.schema import schema
+from skeino.cli.sweep import sweep
 from skeino.errors import ConfigurationError, SkeinoError
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 app.command("copy", context_settings={"allow_extra_args": True})(copy)
 app.command("schema", context_settings={"allow_extra_args": True})(schema)
+app.command("sweep", context_settings={"allow_extra_args": True})(sweep)
 
 
 @app.callback()

@@ -217,6 +217,16 @@ def forgets_rows(scheme: str) -> bool:
     return scheme not in _BUILT_IN or (_BUILT_IN[scheme].durable and not _BUILT_IN[scheme].has_store)
 
 
+def keeps_rows(scheme: str) -> bool:
+    """Whether the threads and runs of a normalised scheme are kept in a database.
+
+    Raises:
+        UnknownSchemeError, MissingDriverError: as `checkpointer_builder`.
+    """
+    checkpointer_builder(scheme)
+    return scheme != "memory" and metadata_store_builder(scheme) is not None
+
+
 def schema_of(scheme: str) -> Any:
     """The backend of a normalised scheme whose database has a versioned schema: `read_schema`, `schema_script`.
 
