@@ -246,6 +246,13 @@ def schema_of(scheme: str) -> Any:
     )
 
 
+def doctor_of(scheme: str) -> Any:
+    """`examine` of the backend of a normalised scheme; None if it has none that is skeino's own."""
+    if is_built_in(scheme) and _BUILT_IN[scheme].durable and _BUILT_IN[scheme].has_store:
+        return _load(scheme).examine
+    return None
+
+
 def is_built_in(scheme: str) -> bool:
     """Whether a normalised scheme is skeino's own, and has not been replaced."""
     return scheme in _BUILT_IN and scheme not in _checkpointers

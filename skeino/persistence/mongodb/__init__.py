@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from skeino.persistence.mongodb.connections import MongoDatabase, open_database, read_schema
+from skeino.persistence.mongodb.doctor import examine
 from skeino.persistence.mongodb.saver import StampedMongoDBSaver
 from skeino.persistence.mongodb.script import schema_script
 from skeino.persistence.mongodb.store import MongoMetadataStore
@@ -15,6 +16,7 @@ __all__ = [
     "MongoDatabase",
     "MongoMetadataStore",
     "StampedMongoDBSaver",
+    "examine",
     "open_saver",
     "open_store",
     "read_schema",
