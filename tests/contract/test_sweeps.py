@@ -23,6 +23,7 @@ from pymongo import MongoClient
 
 from skeino import SkeinoSettings
 from skeino.persistence import InMemoryMetadataStore, MetadataStoreProtocol, Persistence, open_persistence
+from skeino.persistence.mongodb import sweeps as mongodb_sweeps
 from skeino.persistence.mongodb.documents import microseconds
 from skeino.persistence.postgres import sweeps as postgres_sweeps
 from skeino.persistence.rows import ThreadTTL
@@ -158,6 +159,30 @@ async def test_on_a_mongodb_server_that_stands_alone_both_halves_go(
         lengths = [len(await checkpoints(persistence, one)) for one in ("gone", "pruned", "busy")]
         assert lengths == [0, 1, 6]
         assert (await the_run(persistence.metadata_store, run_id))["status"] == "running"
+
+
+@pytest.mark.mongodb
+async def test_on_a_mongodb_server_that_stands_alone_a_run_that_starts_meanwhile_keeps_its_thread(
+    standalone_mongodb_server: LocalMongoServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = SkeinoSettings(
+        checkpointer_scheme="mongodb", checkpointer_uri=standalone_mongodb_server.create_database()
+    )
+    prune, loop, runs = mongodb_sweeps.history.prune_within, asyncio.get_running_loop(), list[str]()
+    async with open_persistence(settings) as persistence:
+        store = persistence.metadata_store
+
+        def interrupted(*arguments: Any) -> None:
+            prune(*arguments)
+            runs.append(asyncio.run_coroutine_threadsafe(started(store, "t"), loop).result())
+
+        monkeypatch.setattr(mongodb_sweeps.history, "prune_within", interrupted)
+        for strategy in ("delete", "keep_latest"):
+            await with_state(persistence, "t", strategy)
+            assert await sweeps_of(store).expire_thread("t", persistence.checkpointer) == "kept"
+            assert (await the_thread(store, "t"))["status"] == "busy"
+            assert (await the_run(store, runs[-1]))["thread_id"] == "t"
+            await store.delete_thread("t", force=True)
 
 
 # ── The default ttl ──────────────────────────────────────────────────────────────────────────────────────

@@ -54,6 +54,18 @@ async def test_retention() -> None:
     assert shown == {row[0]: row[2] for row in table(ROOT / "README.md", "field") if row[0] in shown}
 
 
+async def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    await run_python("docs/doctor.md")
+    shown = capsys.readouterr().out.splitlines()
+    checks = [" ".join(line.split(" ")[:2]) if line.startswith("strict") else line.split(" ")[0] for line in shown]
+    assert checks == [row[0] for row in table(ROOT / "docs/doctor.md", "check")]
+
+
+def test_the_commands_are_those_of_the_command_line() -> None:
+    documented = {row[0].split(" ")[-1] for row in table(ROOT / "README.md", "command")}
+    assert documented == {*get_command(app).commands}  # type: ignore[attr-defined]
+
+
 async def test_custom_checkpointer(capsys: pytest.CaptureFixture[str]) -> None:
     names = await run_python("docs/custom-checkpointer.md")
 
