@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from skeino.cli.copy import settings_of
 from skeino.errors import ConfigurationError
 from skeino.persistence.opening import open_persistence
-from skeino.persistence.registry import keeps_rows, normalised_scheme
+from skeino.persistence.registry import is_built_in, keeps_rows, normalised_scheme
 from skeino.persistence.sweeping import SWEEP_SECONDS, Due, Sweep, SweepableStore, SweepReport
 from skeino.runs import new_id
 from skeino.settings import SkeinoSettings
@@ -57,6 +57,7 @@ def sweep(
             f"The scheme {scheme[:40]!r} keeps no threads and runs beyond its process, so there is nothing to sweep "
             "from here: set sweep_interval_minutes in the application."
         )
+    settings = _as_it_is(settings, scheme)
     try:
         if dry_run:
             _print_due(asyncio.run(_count(settings)), as_json=as_json)
@@ -69,6 +70,15 @@ def sweep(
     _print_report(report, as_json=as_json)
     if report is not None and report.failed_threads:
         raise typer.Exit(1)
+
+
+def _as_it_is(settings: SkeinoSettings, scheme: str) -> SkeinoSettings:
+    """The settings, but that no schema is made: there would be nothing to sweep. Other people's schemes may have no
+    such option."""
+    if not is_built_in(scheme):
+        return settings
+    options = {**settings.checkpointer_options, "setup_schema": False}
+    return settings.model_copy(update={"checkpointer_options": options})
 
 
 async def _count(settings: SkeinoSettings) -> Due:

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
 from skeino.errors import StoreError
-from skeino.persistence.sweeping import SWEEP_SECONDS, Sweep, SweepableStore, SweepReport, Sweeps, can_prune
+from skeino.persistence.sweeping import SWEEP_SECONDS, Sweep, SweepableStore, SweepReport, Sweeps
 
 if TYPE_CHECKING:
     from skeino.persistence.opening import Persistence
@@ -56,8 +56,6 @@ class Sweeper:
         else:
             sweeping = self._sweep_until_stopped(self._persistence.metadata_store.sweeps())
             self._task = asyncio.create_task(sweeping, name="skeino sweeper", context=contextvars.Context())
-            if not can_prune(self._persistence.checkpointer):
-                logger.warning("This checkpointer cannot prune: threads with the ttl 'keep_latest' stay as they are.")
         return self
 
     async def __aexit__(
@@ -106,6 +104,9 @@ class Sweeper:
                 report.pruned_threads,
                 report.deleted_runs,
             )
+        if report.cannot_prune and not self._said_unprunable:
+            self._said_unprunable = True
+            logger.warning("This checkpointer cannot prune: threads with a ttl of 'keep_latest' stay as they are.")
         if report.unprunable_threads and not self._said_unprunable:
             self._said_unprunable = True
             logger.warning(

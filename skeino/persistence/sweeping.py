@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final, Literal, NamedTuple, Protocol, get_args, runtime_checkable
+from typing import Any, Final, Literal, NamedTuple, Protocol, runtime_checkable
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
 
@@ -38,11 +38,12 @@ FAILURES: Final = 3
 
 Strategy = Literal["delete", "keep_latest"]
 
+DELETE: Final[tuple[Strategy, ...]] = ("delete",)
+KEEP_LATEST: Final[tuple[Strategy, ...]] = ("keep_latest",)
+
 Expiry = Literal["deleted", "pruned", "unprunable", "kept"]
 """What became of a thread whose time was up: "unprunable" has delta channels, "kept" has an active run, or has changed
 meanwhile."""
-
-DELETING: Final[tuple[Strategy, ...]] = ("delete",)
 
 
 class Due(NamedTuple):
@@ -120,6 +121,8 @@ class SweepReport:
     """With an active run, or changed at the last moment."""
     unprunable_threads: int = 0
     """With delta channels, which are rebuilt from older checkpoints."""
+    cannot_prune: bool = False
+    """Whether threads are left because the checkpointer has no such operation."""
     failed_threads: int = 0
     """Left for the next sweep."""
     broken_off: bool = False
@@ -178,7 +181,11 @@ class Sweep:
         return self.report
 
     async def _expire_threads(self) -> None:
-        strategies = get_args(Strategy) if can_prune(self._checkpointer) else DELETING
+        strategies = DELETE + KEEP_LATEST
+        if not can_prune(self._checkpointer):
+            strategies = DELETE
+            left_out = await self._sweeps.due_threads(strategies=KEEP_LATEST, limit=1)
+            self.report.cannot_prune = bool(left_out)
         left: set[str] = set()
         failures = 0
         while await self._goes_on():

@@ -18,16 +18,18 @@ from typing import Annotated, Any, TypedDict
 import psycopg
 import pytest
 from langgraph.channels import DeltaChannel
+from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, StateGraph
 from pymongo import MongoClient
 
 from skeino import SkeinoSettings
 from skeino.persistence import InMemoryMetadataStore, MetadataStoreProtocol, Persistence, open_persistence
-from skeino.persistence.mongodb import sweeps as mongodb_sweeps
+from skeino.persistence.mongodb import history as mongodb_history
 from skeino.persistence.mongodb.documents import microseconds
 from skeino.persistence.postgres import sweeps as postgres_sweeps
 from skeino.persistence.rows import ThreadTTL
 from skeino.persistence.sqlite import sweeps as sqlite_sweeps
+from skeino.persistence.sweeper import Sweeper
 from skeino.persistence.sweeping import SWEEP_SECONDS, Sweep
 from skeino.runs import new_id
 from skeino.testing import SweepContract, everything, finished, started, the_run, the_thread
@@ -124,6 +126,25 @@ async def test_a_thread_with_delta_channels_is_told_of_and_left_and_the_others_a
     assert (await swept(persistence)).unprunable_threads == 0, "it is told once"
 
 
+async def test_a_checkpointer_that_cannot_prune_is_told_of_once_and_the_others_are_deleted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = InMemoryMetadataStore()
+    persistence = Persistence(InMemorySaver(), store)
+    await aged(store, "to prune", "keep_latest")
+    await aged(store, "to delete")
+    async with Sweeper(persistence, "w", interval=0.01, run_retention=None):
+
+        async def deleted() -> bool:
+            return await store.get_thread("to delete") is None
+
+        await until(deleted)
+        await asyncio.sleep(0.2)  # for some more sweeps
+    assert await due(store) == ["to prune"]
+    told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert told == ["This checkpointer cannot prune: threads with a ttl of 'keep_latest' stay as they are."]
+
+
 async def test_old_runs_go_in_batches_and_the_threads_stay(
     persistence: Persistence, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,7 +189,7 @@ async def test_on_a_mongodb_server_that_stands_alone_a_run_that_starts_meanwhile
     settings = SkeinoSettings(
         checkpointer_scheme="mongodb", checkpointer_uri=standalone_mongodb_server.create_database()
     )
-    prune, loop, runs = mongodb_sweeps.history.prune_within, asyncio.get_running_loop(), list[str]()
+    prune, loop, runs = mongodb_history.prune_within, asyncio.get_running_loop(), list[str]()
     async with open_persistence(settings) as persistence:
         store = persistence.metadata_store
 
@@ -176,7 +197,7 @@ async def test_on_a_mongodb_server_that_stands_alone_a_run_that_starts_meanwhile
             prune(*arguments)
             runs.append(asyncio.run_coroutine_threadsafe(started(store, "t"), loop).result())
 
-        monkeypatch.setattr(mongodb_sweeps.history, "prune_within", interrupted)
+        monkeypatch.setattr(mongodb_history, "prune_within", interrupted)
         for strategy in ("delete", "keep_latest"):
             await with_state(persistence, "t", strategy)
             assert await sweeps_of(store).expire_thread("t", persistence.checkpointer) == "kept"

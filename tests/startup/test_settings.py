@@ -122,15 +122,16 @@ def test_what_a_cluster_sets_by_itself_is_left_alone(monkeypatch: pytest.MonkeyP
         ({"thread_ttl_minutes": 60, "sweep_interval_minutes": 0}, None),
     ],
 )
-def test_sweeping_is_off_unless_something_is_asked_for(given: dict[str, float], seconds: float | None) -> None:
+def test_sweeping_is_off_unless_something_is_asked_for(given: dict[str, Any], seconds: float | None) -> None:
     assert SkeinoSettings(**given).sweep_interval == seconds
 
 
 @pytest.mark.parametrize("name", ["thread_ttl_minutes", "run_retention_days", "sweep_interval_minutes"])
 @pytest.mark.parametrize("value", [-1, "nan", "inf", "soon"])
-def test_a_time_that_cannot_be_meant_is_refused(name: str, value: object) -> None:
+def test_a_time_that_cannot_be_meant_is_refused(name: str, value: Any) -> None:
+    given: dict[str, Any] = {name: value}
     with pytest.raises(ConfigurationError, match=name):
-        SkeinoSettings(**{name: value})
+        SkeinoSettings(**given)
 
 
 def test_the_ttl_of_new_threads_is_langgraphs() -> None:

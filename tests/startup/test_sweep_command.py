@@ -72,6 +72,7 @@ async def test_what_is_due_is_counted_and_then_done(uri: str) -> None:
             "deleted_runs": 1,
             "kept_threads": 1,
             "unprunable_threads": 0,
+            "cannot_prune": False,
             "failed_threads": 0,
             "broken_off": False,
         }
@@ -96,9 +97,12 @@ async def test_while_another_process_sweeps_it_does_nothing_and_says_so(tmp_path
         assert await persistence.metadata_store.get_thread("t") is not None
 
 
-def test_progress_is_shown_on_a_terminal_only(tmp_path: Path) -> None:
-    quiet = run("--uri", f"sqlite:///{tmp_path}/a.db")
-    shown = run("--uri", f"sqlite:///{tmp_path}/b.db", FORCE_COLOR="1")
+async def test_progress_is_shown_on_a_terminal_only(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/skeino.db"
+    async with open_persistence(settings_of(uri)):
+        pass
+    quiet = run("--uri", uri)
+    shown = run("--uri", uri, FORCE_COLOR="1")
     assert quiet.stderr == ""
     assert "Finished runs" in shown.stderr
     assert shown.stdout == quiet.stdout
@@ -118,6 +122,13 @@ def test_what_cannot_be_meant_is_status_2_in_a_sentence_without_a_secret(argumen
     assert refused.returncode == 2
     assert told in refused.stderr
     assert "s3cret" not in refused.stdout + refused.stderr
+
+
+def test_where_nothing_was_made_yet_nothing_is_made(uri: str) -> None:
+    for dry_run in (["--dry-run"], []):
+        refused = run("--uri", uri, *dry_run)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert "lacks the " in refused.stderr or "There is no file" in refused.stderr
 
 
 def test_a_misspelt_scheme_is_status_2() -> None:
