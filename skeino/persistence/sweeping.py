@@ -34,7 +34,7 @@ RUNS_AT_ONCE: Final = 500
 """Of which one transaction deletes as many; it takes some milliseconds."""
 
 FAILURES: Final = 3
-"""Threads in a row that cannot be dealt with: then it is the database, and not the thread."""
+"""Threads in a row for which the database is away, or takes too long: then it is not the thread."""
 
 Strategy = Literal["delete", "keep_latest"]
 
@@ -187,7 +187,7 @@ class Sweep:
             left_out = await self._sweeps.due_threads(strategies=KEEP_LATEST, limit=1)
             self.report.cannot_prune = bool(left_out)
         left: set[str] = set()
-        failures = 0
+        unreachable = 0
         while await self._goes_on():
             began = time.monotonic()
             threads = await self._sweeps.due_threads(strategies=strategies, limit=THREADS_AT_ONCE, leave_out=left)
@@ -198,19 +198,24 @@ class Sweep:
                     return
                 try:
                     expiry = await self._sweeps.expire_thread(thread_id, self._checkpointer)
-                except StoreUnavailableError as exc:
-                    failures += 1
-                    if failures == FAILURES:
+                except Exception as exc:  # one that cannot be read, say, must not keep the others from their end
+                    unreachable += isinstance(exc, StoreUnavailableError)
+                    if unreachable == FAILURES:
                         raise
-                    logger.warning("The thread %r could not be swept, it is left for the next time: %s", thread_id, exc)
-                    self.report.failed_threads += 1
+                    self._note_failure(thread_id, exc)
                     left.add(thread_id)
                 else:
-                    failures = 0
+                    unreachable = 0
                     self._count(expiry)
                     if expiry == "kept":
                         left.add(thread_id)
-            await _leave_half_of_the_time(began)
+            await _leave_time_to_others(began)
+
+    def _note_failure(self, thread_id: str, exc: Exception) -> None:
+        if not self.report.failed_threads:
+            bug = None if isinstance(exc, StoreError) else exc
+            logger.warning("The thread %r cannot be swept, and is left: %s", thread_id, exc, exc_info=bug)
+        self.report.failed_threads += 1
 
     def _count(self, expiry: Expiry) -> None:
         match expiry:
@@ -232,7 +237,7 @@ class Sweep:
             self._tell()
             if number < RUNS_AT_ONCE:
                 return
-            await _leave_half_of_the_time(began)
+            await _leave_time_to_others(began)
 
     def _tell(self) -> None:
         report = self.report
@@ -248,8 +253,8 @@ class Sweep:
         return not self.report.broken_off
 
 
-async def _leave_half_of_the_time(began: float) -> None:
-    """To others, who use the same database."""
+async def _leave_time_to_others(began: float) -> None:
+    """As much as the last step took, but not more than a second."""
     await asyncio.sleep(min(time.monotonic() - began, 1.0))
 
 

@@ -22,7 +22,7 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, StateGraph
 from pymongo import MongoClient
 
-from skeino import SkeinoSettings
+from skeino import SkeinoSettings, StoreUnavailableError
 from skeino.persistence import InMemoryMetadataStore, MetadataStoreProtocol, Persistence, open_persistence
 from skeino.persistence.mongodb import history as mongodb_history
 from skeino.persistence.mongodb.documents import microseconds
@@ -34,7 +34,7 @@ from skeino.persistence.sweeping import SWEEP_SECONDS, Sweep
 from skeino.runs import new_id
 from skeino.testing import SweepContract, everything, finished, started, the_run, the_thread
 from skeino.testing.leases import keeping
-from skeino.testing.sweeps import aged, due, sweeps_of
+from skeino.testing.sweeps import Recorder, aged, due, sweeps_of
 from skeino_asgi import RunTracker
 from tests.contract.backends import ALL, DURABLE, MONGODB, POSTGRES, REDIS, SQLITE, settings_of
 from tests.savers.graphs import config_of, plain, said
@@ -143,6 +143,36 @@ async def test_a_checkpointer_that_cannot_prune_is_told_of_once_and_the_others_a
     assert await due(store) == ["to prune"]
     told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert told == ["This checkpointer cannot prune: threads with a ttl of 'keep_latest' stay as they are."]
+
+
+async def test_a_thread_that_cannot_be_dealt_with_keeps_no_other_waiting_and_is_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Broken(Recorder):
+        async def adelete_thread(self, thread_id: str) -> None:
+            if thread_id.startswith("bad"):
+                raise ValueError("its state cannot be read")
+            await super().adelete_thread(thread_id)
+
+    class Away(Recorder):
+        tried = 0
+
+        async def adelete_thread(self, thread_id: str) -> None:
+            self.tried += 1
+            raise StoreUnavailableError("It is away.")
+
+    store, saver = InMemoryMetadataStore(), Broken()
+    for number in range(5):
+        await aged(store, f"bad{number}", age=1000)
+    await aged(store, "good")
+    report = await swept(Persistence(saver, store))
+    assert (report.failed_threads, report.deleted_threads, saver.deleted) == (5, 1, ["good"])
+    assert len([record for record in caplog.records if "cannot be swept" in record.getMessage()]) == 1
+    assert len(await due(store)) == 5, "the next sweep tries again"
+    away = Away()
+    with pytest.raises(StoreUnavailableError):
+        await swept(Persistence(away, store))
+    assert away.tried == 3, "it does not try one after the other in vain"
 
 
 async def test_old_runs_go_in_batches_and_the_threads_stay(

@@ -77,7 +77,12 @@ class InMemorySweeps:
             await self._store.delete_thread(thread_id)
         else:
             self._pruned[thread_id] = thread["updated_at"]
-        return await remove_state(checkpointer, thread_id, ttl["strategy"])
+        try:
+            return await remove_state(checkpointer, thread_id, ttl["strategy"])
+        except BaseException:  # of a database, which has gone away say: the next sweep tries again
+            self._threads.setdefault(thread_id, thread)
+            self._pruned.pop(thread_id, None)
+            raise
 
     async def delete_finished_runs(self, older_than: timedelta, *, limit: int) -> int:
         gone = [run_id for run_id, _ in zip(self._finished(older_than), range(limit), strict=False)]
