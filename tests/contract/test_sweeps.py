@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import operator
 import os
 import random
 import signal
@@ -22,8 +23,9 @@ from langgraph.checkpoint.memory import InMemorySaver
 from langgraph.graph import START, StateGraph
 from pymongo import MongoClient
 
-from skeino import SkeinoSettings, StoreUnavailableError
+from skeino import RunInterruptedError, SkeinoSettings, StoreUnavailableError
 from skeino.persistence import InMemoryMetadataStore, MetadataStoreProtocol, Persistence, open_persistence
+from skeino.persistence.claims import ClaimingStore
 from skeino.persistence.mongodb import history as mongodb_history
 from skeino.persistence.mongodb.documents import microseconds
 from skeino.persistence.postgres import sweeps as postgres_sweeps
@@ -236,6 +238,40 @@ async def test_on_a_mongodb_server_that_stands_alone_a_run_that_starts_meanwhile
             await store.delete_thread("t", force=True)
 
 
+class Slow(TypedDict, total=False):
+    messages: Annotated[list[str], operator.add]
+
+
+@pytest.mark.parametrize("settings", ALL, indirect=True)
+async def test_what_outlives_its_run_and_the_thread_as_well_does_not_bring_the_state_back(
+    settings: SkeinoSettings,
+) -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow(state: Slow) -> Slow:
+        begun.set()
+        await go_on.wait()
+        return {"messages": ["late"]}
+
+    builder = StateGraph(Slow)
+    builder.add_node("slow", slow)
+    builder.add_edge(START, "slow")
+    tracker = RunTracker(settings)
+    async with tracker.lifespan():
+        persistence = tracker.persistence
+        graph: Any = builder.compile(checkpointer=persistence.checkpointer)
+        await persistence.metadata_store.create_thread("t", ttl={"strategy": "delete", "ttl": 0.1 / 60})
+        async with tracker.run(thread_id="t") as run:
+            task = asyncio.create_task(graph.ainvoke({"messages": ["early"]}, run.config))
+            await begun.wait()
+        await asyncio.sleep(0.2)
+        assert (await swept(persistence)).deleted_threads == 1
+        go_on.set()
+        with pytest.raises(RunInterruptedError):
+            await task
+        assert await checkpoints(persistence, "t") == []
+
+
 # ── The default ttl ──────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -256,14 +292,17 @@ async def test_new_threads_get_the_settings_ttl_however_they_are_made_unless_the
         await started(store, "before")
         await started(store, "by a run")
         await store.attach_thread(await started(store), "by a saver", owner=None)
-        runs = [await started(store) for _ in range(10)]
+        assert isinstance(store, ClaimingStore)
+        await store.claim_thread(await started(store), "by a claim", owner=None)
+        runs = [await started(store) for _ in range(20)]
         await asyncio.gather(  # together with others
             *(started(store, f"with others {number}") for number in range(10)),
-            *(store.attach_thread(run_id, f"attached {run_id}", owner=None) for run_id in runs),
+            *(store.attach_thread(run_id, f"attached {run_id}", owner=None) for run_id in runs[:10]),
+            *(store.claim_thread(run_id, f"claimed {run_id}", owner=None) for run_id in runs[10:]),
         )
         ttls = {row["thread_id"]: row["ttl"] for row in await store.search_threads()}
         assert (ttls.pop("before"), ttls.pop("given"), ttls.pop("for ever")) == (None, hour, None)
-        assert len(ttls) == 23
+        assert len(ttls) == 34
         assert all(ttl == HALF for ttl in ttls.values())
         (await the_thread(store, "made"))["ttl"] = None
         assert (await the_thread(store, "made"))["ttl"] == HALF

@@ -161,8 +161,8 @@ class MongoSweeps:
 
     def _expired(self, thread_id: str, saver: Any, session: Session) -> Expiry:
         """Do what is due; with a saver, to its state as well. Runs that start meanwhile collide over the thread."""
-        claims = (self._threads.find_one({"_id": thread_id}, {"claims": 1}, session=session) or {}).get("claims")
-        unchanged = {"_id": thread_id, "claims": claims}
+        ties = (self._threads.find_one({"_id": thread_id}, {"ties": 1}, session=session) or {}).get("ties")
+        unchanged = {"_id": thread_id, "ties": ties}
         strategy = self._strategy_of(thread_id, session)
         if strategy is None:
             return "kept"

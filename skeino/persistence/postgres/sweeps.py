@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
 
-from skeino.errors import DeltaChannelError
+from skeino.errors import DeltaChannelError, StoreError
 from skeino.persistence.postgres import history
 from skeino.persistence.postgres.connections import Connection, PostgresDatabase
 from skeino.persistence.postgres.statements import ACTIVE
@@ -26,6 +26,8 @@ _FINISHED: Final = f"""
     created_at < statement_timestamp() - %(older_than)s AND finished_at < statement_timestamp() - %(older_than)s
     AND NOT ({ACTIVE})
 """
+
+_LOCK_NOT_AVAILABLE: Final = "55P03"
 
 BEGIN: Final = """
     INSERT INTO app_sweeps AS s (name, worker_id, begun_at, expires_at)
@@ -66,6 +68,8 @@ DUE_THREADS: Final = f"""
 LOCK: Final = f"""
     SELECT ttl_strategy FROM app_threads WHERE thread_id = %(thread_id)s AND {_DUE} FOR UPDATE SKIP LOCKED
 """
+# Whoever deletes the thread, say, has locked its runs first: then it is in use, too, and neither waits for the other.
+LOCK_RUNS: Final = "SELECT run_id FROM app_runs WHERE thread_id = %(thread_id)s FOR UPDATE NOWAIT"
 BUSY: Final = f"SELECT run_id FROM app_runs WHERE thread_id = %(thread_id)s AND {ACTIVE} LIMIT 1"
 DELETE_RUNS: Final = f"""
     DELETE FROM app_runs WHERE run_id = ANY(ARRAY(
@@ -112,7 +116,12 @@ class PostgresSweeps:
         writer = self._database.writer
         for place in (thread_id, ("checkpoints", thread_id)):  # of calls that were cancelled: it must not come back
             await writer.settled(place)
-        return await repeated(lambda: self._expire_thread(thread_id, checkpointer))
+        try:
+            return await repeated(lambda: self._expire_thread(thread_id, checkpointer))
+        except StoreError as exc:
+            if exc.sqlstate != _LOCK_NOT_AVAILABLE:
+                raise
+            return "kept"
 
     async def _expire_thread(self, thread_id: str, checkpointer: BaseCheckpointSaver[Any]) -> Expiry:
         values = {"thread_id": thread_id}
@@ -125,6 +134,8 @@ class PostgresSweeps:
             busy = await connection.execute(BUSY, values)  # type: ignore[arg-type,unused-ignore]
             if await busy.fetchone() is not None:
                 return "kept"
+            if thread["ttl_strategy"] == "delete":
+                await connection.execute(LOCK_RUNS, values)
             if getattr(checkpointer, "database", None) is self._database:
                 expiry = await _remove_state_here(connection, thread_id, thread["ttl_strategy"])
             else:
