@@ -17,6 +17,8 @@ from skeino.testing.making import ending, everything, finished, started, the_run
 
 LONG_AGO = timedelta(days=400)
 MINUTE = timedelta(minutes=1)
+BRIEFLY = 0.05 / 60
+"""Minutes."""
 
 
 class Recorder(InMemorySaver):
@@ -159,6 +161,22 @@ class SweepContract:
         assert await due(store) == ["t"]
         assert await sweeps_of(store).expire_thread("t", saver) == "pruned"
         assert saver.pruned == ["t", "t"]
+
+    async def test_whatever_changes_a_pruned_thread_makes_it_due_again(self, store: MetadataStoreProtocol) -> None:
+        threads = ("updated", "ended", "interrupted", "together 1", "together 2", "together 3")
+        error: Any = {"code": "x", "type": None, "message": "x"}
+        for thread_id in threads:
+            await aged(store, thread_id, "keep_latest", ttl=BRIEFLY)
+            assert await sweeps_of(store).expire_thread(thread_id, Recorder()) == "pruned"
+        now = datetime.now(UTC)
+        await store.update_thread("updated", metadata={"a": 1})
+        await finished(store, "ended", finished_at=now)
+        await started(store, "interrupted", worker_id="w")
+        await store.interrupt_runs("w", error)
+        runs = [await started(store, thread_id) for thread_id in threads[3:]]
+        assert all(await asyncio.gather(*(store.finish_run(ending(run_id, finished_at=now)) for run_id in runs)))
+        await asyncio.sleep(0.1)
+        assert await due(store) == sorted(threads)
 
     async def test_a_thread_that_cannot_be_pruned_is_not_tried_again_until_it_changes(
         self, store: MetadataStoreProtocol

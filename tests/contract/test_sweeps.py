@@ -34,9 +34,9 @@ from skeino.persistence.sqlite import sweeps as sqlite_sweeps
 from skeino.persistence.sweeper import Sweeper
 from skeino.persistence.sweeping import SWEEP_SECONDS, Sweep
 from skeino.runs import new_id
-from skeino.testing import SweepContract, everything, finished, started, the_run, the_thread
+from skeino.testing import WORKER, SweepContract, everything, finished, started, the_run, the_thread
 from skeino.testing.leases import keeping
-from skeino.testing.sweeps import Recorder, aged, due, sweeps_of
+from skeino.testing.sweeps import BRIEFLY, Recorder, aged, due, sweeps_of
 from skeino_asgi import RunTracker
 from tests.contract.backends import ALL, DURABLE, MONGODB, POSTGRES, REDIS, SQLITE, settings_of
 from tests.savers.graphs import config_of, plain, said
@@ -97,6 +97,19 @@ async def test_a_sweep_deletes_and_prunes_in_both_halves(persistence: Persistenc
     after = await graph.ainvoke(said("three"), config_of("pruned"))
     assert len(after["messages"]) == len(states["pruned"]["messages"]) + 2, "the thread goes on where it was"
     assert (await swept(persistence)).did_something is False
+
+
+@pytest.mark.parametrize("settings", DURABLE, indirect=True)
+async def test_a_pruned_thread_whose_run_is_ended_for_a_dead_worker_is_due_again(persistence: Persistence) -> None:
+    store = persistence.metadata_store
+    await aged(store, "t", "keep_latest", ttl=BRIEFLY)
+    assert (await swept(persistence)).pruned_threads == 1
+    await started(store, "t")
+    async with keeping(store) as keeper:
+        await keeper.lose(WORKER)
+        assert await keeper(keeper.leases.end_runs_of_lost, 10) == 1
+    await asyncio.sleep(0.1)
+    assert await due(store) == ["t"]
 
 
 def _appended(state: list[str], writes: Sequence[list[str]]) -> list[str]:
