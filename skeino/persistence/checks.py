@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -10,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Final, Literal, NamedTuple
 
 from skeino.errors import SkeinoError
+from skeino.persistence.deserializing import VARIABLE, is_strict
 from skeino.persistence.versions import SchemaState
 
 Outcome = Literal["ok", "warning", "failure", "skipped"]
@@ -36,8 +36,6 @@ FLOORS: Final[Mapping[str, str]] = {
     "starlette": "1.3.1",
 }
 """The first release of each without a known advisory."""
-
-STRICT: Final = "LANGGRAPH_STRICT_MSGPACK"
 
 SKEW: Final = 2.0
 """Seconds between two clocks from which on times in rows mislead."""
@@ -83,15 +81,15 @@ def of_versions(installed: Callable[[str], str] = version) -> Check:
     return Check("versions", "failure", f"There are advisories for {', '.join(old)}.", advice)
 
 
-def of_strictness(environment: Mapping[str, str] = os.environ) -> Check:
-    """Whether LangGraph reads checkpoints strictly (`langgraph/checkpoint/serde/_msgpack.py`)."""
-    if environment.get(STRICT, "false").lower() in ("1", "true", "yes"):
+def of_strictness() -> Check:
+    """Whether LangGraph reads checkpoints strictly."""
+    if is_strict():
         return Check("strict msgpack", "ok", "A checkpoint may name safe types only.")
     return Check(
         "strict msgpack",
         "warning",
         "Whoever can write to the database can make this process import what a checkpoint names.",
-        f"Set {STRICT}=true in the application's environment.",
+        f"Set {VARIABLE}=true in the application's environment.",
     )
 
 
