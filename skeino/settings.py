@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pydantic import Field, ValidationError, field_validator
@@ -13,7 +14,13 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 from skeino.errors import ConfigurationError
 from skeino.holds import MultitaskStrategy
 
+if TYPE_CHECKING:
+    from skeino.persistence.rows import ThreadTTL
+
 ENVIRONMENT_PREFIX: Final = "SKEINO_"
+
+SWEEP_INTERVAL_MINUTES: Final = 5.0
+"""LangGraph's own, where it is not told otherwise."""
 
 # What Kubernetes sets for services whose names begin with "skeino"
 # (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables).
@@ -68,6 +75,39 @@ class SkeinoSettings(BaseSettings):
 
     thread_queue_limit: int = Field(default=100, ge=1, le=10_000)
     """How many runs may want a thread at once, the one that has it included; the next is told `ThreadBusyError`."""
+
+    thread_ttl_minutes: float | None = Field(default=None, gt=0.0, le=1e9)
+    """How long a new thread lives after its last change, unless it is given a `ttl` of its own; None is for ever."""
+
+    thread_ttl_strategy: Literal["delete", "keep_latest"] = "delete"
+    """What becomes of it then: it is deleted with its runs and its state, or its state is pruned to the latest."""
+
+    run_retention_days: float | None = Field(default=None, gt=0.0, le=1e6)
+    """How long finished runs are kept; None is for ever. Their threads, and the state, stay."""
+
+    sweep_interval_minutes: float | None = Field(default=None, ge=0.0, le=1e6)
+    """How often one of the processes looks for what is due. None is 5 where one of the two above is set, else never;
+    0 is never: for those who leave it to `python -m skeino sweep`."""
+
+    @property
+    def thread_ttl(self) -> ThreadTTL | None:
+        """The `ttl` of threads that are not given one."""
+        if self.thread_ttl_minutes is None:
+            return None
+        return {"strategy": self.thread_ttl_strategy, "ttl": self.thread_ttl_minutes}
+
+    @property
+    def run_retention(self) -> timedelta | None:
+        """How long finished runs are kept."""
+        return None if self.run_retention_days is None else timedelta(days=self.run_retention_days)
+
+    @property
+    def sweep_interval(self) -> float | None:
+        """Seconds from one sweep to the next; None for no sweeping."""
+        minutes = self.sweep_interval_minutes
+        if minutes is None and (self.thread_ttl_minutes is not None or self.run_retention_days is not None):
+            minutes = SWEEP_INTERVAL_MINUTES
+        return 60 * minutes if minutes else None
 
     @field_validator("lease_seconds")
     @classmethod

@@ -20,6 +20,7 @@ from skeino.persistence.memory import InMemoryMetadataStore
 from skeino.persistence.opening import Persistence, open_persistence
 from skeino.persistence.protocol import MetadataStoreProtocol
 from skeino.persistence.rows import RunError, RunFinish
+from skeino.persistence.sweeper import Sweeper
 from skeino.runs import Run, new_id
 from skeino.scrubbing import scrubbed
 from skeino.settings import SkeinoSettings
@@ -275,6 +276,7 @@ class Opening:
             async with (
                 open_persistence(self._settings) as persistence,
                 self._leased(persistence.metadata_store) as self._heartbeat,
+                self._sweeping(persistence),
             ):
                 self._store = persistence.metadata_store
                 self._ends = Ends(self._store)
@@ -332,6 +334,13 @@ class Opening:
                     "does is refused."
                 )
             )
+
+    def _sweeping(self, persistence: Persistence) -> AbstractAsyncContextManager[Sweeper | None]:
+        """Sweep within, if somebody has asked for it."""
+        interval = self._settings.sweep_interval
+        if interval is None:
+            return nullcontext()
+        return Sweeper(persistence, self.worker_id, interval=interval, run_retention=self._settings.run_retention)
 
     def _known_runs(self) -> set[str] | None:
         """The runs that have no end in the store yet, but will; None once the event loop is closed.

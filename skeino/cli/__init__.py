@@ -11,7 +11,9 @@ import sys
 import typer
 
 from skeino.cli.copy import copy
+from skeino.cli.doctor import doctor
 from skeino.cli.schema import schema
+from skeino.cli.sweep import sweep
 from skeino.errors import ConfigurationError, SkeinoError
 
 app = typer.Typer(
@@ -22,7 +24,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("copy", context_settings={"allow_extra_args": True})(copy)
+app.command("doctor", context_settings={"allow_extra_args": True})(doctor)
 app.command("schema", context_settings={"allow_extra_args": True})(schema)
+app.command("sweep", context_settings={"allow_extra_args": True})(sweep)
 
 
 @app.callback()

@@ -91,12 +91,12 @@ async def open_persistence(settings: SkeinoSettings | None = None) -> AsyncItera
     if durable:
         notice_lenience()
     async with AsyncExitStack() as stack:
-        spec = CheckpointerSpec(scheme, settings.checkpointer_uri, dict(settings.checkpointer_options), _stack=stack)
+        spec = spec_of(settings, stack)
         saver = stamped(await stack.enter_async_context(entered(build_checkpointer, spec)))
         if build_store is None:
             if durable:
                 logger.warning("Runs are kept in memory only, beside durable state: the list is lost at a restart.")
-            store: MetadataStoreProtocol = InMemoryMetadataStore()
+            store: MetadataStoreProtocol = InMemoryMetadataStore(thread_ttl=spec.thread_ttl)
         else:
             store = await stack.enter_async_context(entered(build_store, spec))
         if not isinstance(store, MetadataStoreProtocol):
@@ -120,5 +120,15 @@ async def open_checkpointer(settings: SkeinoSettings | None = None) -> AsyncIter
     if durable:
         notice_lenience()
     async with AsyncExitStack() as stack:
-        spec = CheckpointerSpec(scheme, settings.checkpointer_uri, dict(settings.checkpointer_options), _stack=stack)
-        yield stamped(await stack.enter_async_context(entered(build_checkpointer, spec)))
+        yield stamped(await stack.enter_async_context(entered(build_checkpointer, spec_of(settings, stack))))
+
+
+def spec_of(settings: SkeinoSettings, stack: AsyncExitStack | None = None) -> CheckpointerSpec:
+    """What builders are given; with a stack, both halves can share what they open."""
+    return CheckpointerSpec(
+        normalised_scheme(settings.checkpointer_scheme),
+        settings.checkpointer_uri,
+        dict(settings.checkpointer_options),
+        thread_ttl=settings.thread_ttl,
+        _stack=stack,
+    )

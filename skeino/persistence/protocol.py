@@ -66,7 +66,8 @@ class NewThread(TypedDict, total=False):
     config: Mapping[str, Any] | None
     """A JSON object."""
     ttl: ThreadTTL | None
-    """How long it lives after its last change; None is for ever."""
+    """How long it lives after its last change; None is for ever. Left out, it is what the store was opened with
+    (`CheckpointerSpec.thread_ttl`), as for a thread that a run makes."""
 
 
 class Search(TypedDict, total=False):

@@ -151,8 +151,14 @@ def new_run(run_id: str, worker_id: str, start: RunStart) -> RunRow:
     )
 
 
-def new_thread(thread_id: str, thread: NewThread, created_at: datetime | None = None) -> ThreadRow:
-    """The row of a new thread, checked.
+def new_thread(
+    thread_id: str,
+    thread: NewThread,
+    created_at: datetime | None = None,
+    *,
+    default_ttl: ThreadTTL | None = None,
+) -> ThreadRow:
+    """The row of a new thread, checked; `default_ttl` is for one that says nothing of a `ttl`, not even None.
 
     Raises:
         InvalidInputError: an id or a JSON value is not storable.
@@ -166,7 +172,7 @@ def new_thread(thread_id: str, thread: NewThread, created_at: datetime | None = 
         status="idle",
         metadata=validate_optional_json_object(thread.get("metadata"), "metadata"),
         config=validate_optional_json_object(thread.get("config"), "config"),
-        ttl=checked_ttl(thread.get("ttl")),
+        ttl=checked_ttl(thread.get("ttl", default_ttl)),
         created_at=now,
         updated_at=now,
     )

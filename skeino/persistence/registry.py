@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from langgraph.checkpoint.base import BaseCheckpointSaver
 
     from skeino.persistence.protocol import MetadataStoreProtocol
+    from skeino.persistence.rows import ThreadTTL
 
 T = TypeVar("T")
 Opener = Callable[["CheckpointerSpec"], AbstractAsyncContextManager[T]]
@@ -35,6 +36,8 @@ class CheckpointerSpec:
     """Lower case, aliases resolved."""
     uri: str | None = field(default=None, repr=False)
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    thread_ttl: ThreadTTL | None = None
+    """The `ttl` of threads that are not given one."""
     _shared: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
     _stack: AsyncExitStack | None = field(default=None, repr=False, compare=False)
 
@@ -214,6 +217,16 @@ def forgets_rows(scheme: str) -> bool:
     return scheme not in _BUILT_IN or (_BUILT_IN[scheme].durable and not _BUILT_IN[scheme].has_store)
 
 
+def keeps_rows(scheme: str) -> bool:
+    """Whether the threads and runs of a normalised scheme are kept in a database.
+
+    Raises:
+        UnknownSchemeError, MissingDriverError: as `checkpointer_builder`.
+    """
+    checkpointer_builder(scheme)
+    return scheme != "memory" and metadata_store_builder(scheme) is not None
+
+
 def schema_of(scheme: str) -> Any:
     """The backend of a normalised scheme whose database has a versioned schema: `read_schema`, `schema_script`.
 
@@ -231,6 +244,13 @@ def schema_of(scheme: str) -> Any:
         f"The scheme {scheme[:40]!r} has no schema to set up, as it {why}: set SKEINO_CHECKPOINTER_SCHEME to sqlite, "
         "postgres or mongodb."
     )
+
+
+def doctor_of(scheme: str) -> Any:
+    """`examine` of the backend of a normalised scheme; None if it has none that is skeino's own."""
+    if is_built_in(scheme) and _BUILT_IN[scheme].durable and _BUILT_IN[scheme].has_store:
+        return _load(scheme).examine
+    return None
 
 
 def is_built_in(scheme: str) -> bool:

@@ -40,6 +40,7 @@ from skeino.testing.making import (  # noqa: E402
     the_run,
     the_thread,
 )
+from skeino.testing.sweeps import SweepContract  # noqa: E402
 
 __all__ = [
     "T0",
@@ -47,6 +48,7 @@ __all__ = [
     "ClaimContract",
     "LeaseContract",
     "MetadataStoreContract",
+    "SweepContract",
     "at",
     "ending",
     "everything",

@@ -38,7 +38,8 @@ def test_a_fresh_file_is_opened_by_many_processes_at_once(tmp_path: Path, attemp
     connection = sqlite3.connect(path)
     try:
         tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        assert {"checkpoints", "writes", "app_schema", "app_threads", "app_runs", "app_workers"} <= tables
+        ours = {"app_schema", "app_threads", "app_runs", "app_workers", "app_sweeps"}
+        assert {"checkpoints", "writes", *ours} <= tables
         assert connection.execute("SELECT count(*), max(version) FROM app_schema").fetchone() == (1, 1)
         assert connection.execute("SELECT count(*) FROM app_runs").fetchone() == (NUMBER,)
         assert connection.execute("SELECT count(*) FROM app_threads").fetchone() == (1,)
@@ -66,8 +67,8 @@ def test_a_fresh_mongodb_database_is_opened_by_many_processes_at_once(mongodb_ur
     assert opened_by_many("mongodb", mongodb_uri) == [None] * NUMBER
     with MongoClient[Any](mongodb_uri) as client:
         database = client.get_default_database()
-        collections = {"checkpoints", "checkpoint_writes", "app_schema", "app_threads", "app_runs", "app_workers"}
-        assert set(database.list_collection_names()) == collections
+        ours = {"app_schema", "app_threads", "app_runs", "app_workers", "app_sweeps"}
+        assert set(database.list_collection_names()) == {"checkpoints", "checkpoint_writes", *ours}
         assert [one["version"] for one in database["app_schema"].find()] == [1]
         assert database["app_runs"].count_documents({}) == NUMBER
         assert database["app_threads"].count_documents({}) == 1
@@ -88,6 +89,7 @@ def check_postgres(dsn: str) -> None:
             "app_threads",
             "app_runs",
             "app_workers",
+            "app_sweeps",
         }
         assert connection.execute("SELECT count(*), max(version) FROM app_schema").fetchone() == (1, 1)
         assert connection.execute("SELECT count(*) FROM app_runs").fetchone() == (NUMBER,)

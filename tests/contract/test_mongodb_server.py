@@ -159,7 +159,8 @@ async def test_without_a_database_in_the_uri_each_half_has_its_own(private_mongo
             await finished(persistence.metadata_store, "t")
             await plain(persistence.checkpointer).ainvoke(said("hello"), config_of("t"))
     with MongoClient[Any](private_mongodb_server.dsn) as client:
-        assert set(client["skeino"].list_collection_names()) == {"app_schema", "app_threads", "app_runs", "app_workers"}
+        ours = {"app_schema", "app_threads", "app_runs", "app_workers", "app_sweeps"}
+        assert set(client["skeino"].list_collection_names()) == ours
         assert set(client["checkpointing_db"].list_collection_names()) == {"checkpoints", "checkpoint_writes"}
 
 

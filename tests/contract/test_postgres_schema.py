@@ -153,8 +153,9 @@ async def test_a_role_without_create_is_told_what_is_missing_and_which_command_m
         assert str(refused.value) == (
             f"The role 'modest' may not CREATE tables in the database {dsn.rpartition('/')[2]!r} "
             "(InsufficientPrivilege), which lacks checkpoint_migrations, checkpoints, checkpoint_blobs, "
-            "checkpoint_writes, app_schema, app_threads, app_runs, app_workers: run python -m skeino schema --apply as "
-            "a role that may, or the SQL that python -m skeino schema --print shows; then let 'modest' use the tables."
+            "checkpoint_writes, app_schema, app_threads, app_runs, app_workers, app_sweeps: run python -m skeino "
+            "schema --apply as a role that may, or the SQL that python -m skeino schema --print shows; then let "
+            "'modest' use the tables."
         )
         assert PASSWORD not in str(refused.value)
 

@@ -115,17 +115,18 @@ async def test_an_older_schema_is_brought_up_to_date_only_by_the_set_up(durable_
         pass
     if durable_settings.checkpointer_scheme == "mongodb":
         with mongodb(durable_settings) as database:
-            for collection in ("app_runs", "app_threads", "app_workers", "app_schema"):
+            for collection in ("app_runs", "app_threads", "app_workers", "app_sweeps", "app_schema"):
                 database[collection].drop()
     else:
         for statement in (
             "DROP TABLE app_runs",
             "DROP TABLE app_threads",
             "DROP TABLE app_workers",
+            "DROP TABLE app_sweeps",
             "DELETE FROM app_schema",
         ):
             execute(durable_settings, statement)
-    with pytest.raises(SchemaError, match="app_threads, app_runs, app_workers"):
+    with pytest.raises(SchemaError, match="app_threads, app_runs, app_workers, app_sweeps"):
         async with open_persistence(without_setup(durable_settings)):
             pass
     async with open_persistence(durable_settings) as persistence:
@@ -149,7 +150,8 @@ async def test_an_empty_database_without_set_up_names_what_is_missing(postgres_d
 async def test_an_empty_mongodb_database_without_set_up_names_what_is_missing(mongodb_uri: str) -> None:
     settings = SkeinoSettings(checkpointer_scheme="mongodb", checkpointer_uri=mongodb_uri)
     with pytest.raises(
-        SchemaError, match=r"checkpoints, checkpoint_writes, app_schema, app_threads, app_runs, app_workers: .*True"
+        SchemaError,
+        match=r"checkpoints, checkpoint_writes, app_schema, app_threads, app_runs, app_workers, app_sweeps: .*True",
     ):
         async with open_persistence(without_setup(settings)):
             pass

@@ -22,9 +22,11 @@ from skeino.persistence import CheckpointerSpec, open_persistence
 from skeino.persistence.mongodb.clients import address_of
 from skeino.persistence.rows import RunError
 from skeino.persistence.versions import SchemaState
+from skeino.settings import SWEEP_INTERVAL_MINUTES
 from skeino_asgi import RunTracker
 from tests.asgi.conftest import answering
 from tests.docs.blocks import ROOT, blocks_of, exported, run_python
+from tests.docs.test_tables import table
 from tests.http_client import httpx
 from tests.servers.postgres import LocalPostgresServer, with_parameters
 from tests.startup.test_schema_command import run as skeino_schema
@@ -37,6 +39,31 @@ async def test_persistence(capsys: pytest.CaptureFixture[str]) -> None:
     assert shown[0] == "StampedSqliteSaver SqliteMetadataStore"
     assert "allow_ephemeral_metadata=True" in shown[1]
     assert shown[2:] == ["There is no thread 't1'.", "0 ['t2']"]
+
+
+async def test_retention() -> None:
+    names = await run_python("docs/retention.md")
+
+    settings: SkeinoSettings = names["settings"]
+    assert settings.sweep_interval == 60 * SWEEP_INTERVAL_MINUTES
+    async with open_persistence(settings) as persistence:
+        ttls = {row["thread_id"]: row["ttl"] for row in await persistence.metadata_store.search_threads()}
+    assert ttls == {"by default": settings.thread_ttl, "an hour": None, "for ever": None}
+    # The page's table says of its settings what the README says of all.
+    shown = {row[0]: row[1] for row in table(ROOT / "docs/retention.md", "setting")}
+    assert shown == {row[0]: row[2] for row in table(ROOT / "README.md", "field") if row[0] in shown}
+
+
+async def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    await run_python("docs/doctor.md")
+    shown = capsys.readouterr().out.splitlines()
+    checks = [" ".join(line.split(" ")[:2]) if line.startswith("strict") else line.split(" ")[0] for line in shown]
+    assert checks == [row[0] for row in table(ROOT / "docs/doctor.md", "check")]
+
+
+def test_the_commands_are_those_of_the_command_line() -> None:
+    documented = {row[0].split(" ")[-1] for row in table(ROOT / "README.md", "command")}
+    assert documented == {*get_command(app).commands}  # type: ignore[attr-defined]
 
 
 async def test_custom_checkpointer(capsys: pytest.CaptureFixture[str]) -> None:
@@ -235,7 +262,7 @@ async def test_postgres(
     await use_both_halves(settings_for(owner), builder)
     with psycopg.connect(chat) as connection:
         found = connection.execute("SELECT count(*) FROM pg_tables WHERE schemaname = 'skeino'").fetchone()
-    assert found == (8,)
+    assert found == (9,)
 
 
 # PyMongo leaves the socket of a heartbeat that is cancelled by `close()` to the garbage collector.

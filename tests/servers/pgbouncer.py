@@ -28,7 +28,7 @@ listen_port = {listen_port}
 unix_socket_dir =
 auth_type = scram-sha-256
 auth_file = {users}
-pool_mode = transaction
+pool_mode = {pool_mode}
 default_pool_size = 20
 max_client_conn = 500
 server_reset_query_always = 0
@@ -56,7 +56,7 @@ def find_pgbouncer() -> Path | None:
 
 
 @contextmanager
-def start_pgbouncer(server: PostgresServer) -> Iterator[PgBouncer]:
+def start_pgbouncer(server: PostgresServer, pool_mode: str = "transaction") -> Iterator[PgBouncer]:
     """A PgBouncer for every database of `server`, stopped and deleted at the end.
 
     Raises:
@@ -79,6 +79,7 @@ def start_pgbouncer(server: PostgresServer) -> Iterator[PgBouncer]:
             port=server.port,
             listen_port=port,
             users=users,
+            pool_mode=pool_mode,
             # From 1.21 it can carry prepared statements. Many that run today cannot: keep the hard case.
             more="max_prepared_statements = 0\n" if (int(found[1]), int(found[2])) >= (1, 21) else "",
         )

@@ -109,3 +109,32 @@ def test_what_a_cluster_sets_by_itself_is_left_alone(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("SKEINO_API_SERVICE_PORT_HTTP", "8000")
     monkeypatch.setenv("SKEINO_PORT", "tcp://10.0.0.1:8000")
     assert SkeinoSettings().checkpointer_scheme == "memory"
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [
+        ({}, None),
+        ({"thread_ttl_minutes": 60}, 300),
+        ({"run_retention_days": 1}, 300),
+        ({"sweep_interval_minutes": 2}, 120),
+        ({"run_retention_days": 1, "sweep_interval_minutes": 1}, 60),
+        ({"thread_ttl_minutes": 60, "sweep_interval_minutes": 0}, None),
+    ],
+)
+def test_sweeping_is_off_unless_something_is_asked_for(given: dict[str, Any], seconds: float | None) -> None:
+    assert SkeinoSettings(**given).sweep_interval == seconds
+
+
+@pytest.mark.parametrize("name", ["thread_ttl_minutes", "run_retention_days", "sweep_interval_minutes"])
+@pytest.mark.parametrize("value", [-1, "nan", "inf", "soon"])
+def test_a_time_that_cannot_be_meant_is_refused(name: str, value: Any) -> None:
+    given: dict[str, Any] = {name: value}
+    with pytest.raises(ConfigurationError, match=name):
+        SkeinoSettings(**given)
+
+
+def test_the_ttl_of_new_threads_is_langgraphs() -> None:
+    assert SkeinoSettings().thread_ttl is None
+    settings = SkeinoSettings(thread_ttl_minutes=5, thread_ttl_strategy="keep_latest")
+    assert settings.thread_ttl == {"strategy": "keep_latest", "ttl": 5.0}

@@ -22,4 +22,4 @@ async def open_saver(spec: CheckpointerSpec) -> AsyncIterator[StampedInMemorySav
 @asynccontextmanager
 async def open_store(spec: CheckpointerSpec) -> AsyncIterator[InMemoryMetadataStore]:
     """The metadata store of scheme `memory`; option `max_runs`."""
-    yield InMemoryMetadataStore(**spec.checked_options(max_runs=(int, MAX_RUNS)))
+    yield InMemoryMetadataStore(**spec.checked_options(max_runs=(int, MAX_RUNS)), thread_ttl=spec.thread_ttl)

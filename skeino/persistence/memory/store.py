@@ -18,6 +18,7 @@ from skeino.errors import (
     ThreadNotFoundError,
 )
 from skeino.persistence.claims import Queue
+from skeino.persistence.memory.sweeps import InMemorySweeps
 from skeino.persistence.protocol import NewThread, RunSearch, RunStart, ThreadSearch
 from skeino.persistence.queries import (
     Query,
@@ -63,17 +64,20 @@ class InMemoryMetadataStore:
 
     Args:
         max_runs: how many runs to keep; beyond it the oldest finished ones are forgotten. Threads are kept.
+        thread_ttl: the `ttl` of threads that are not given one.
     """
 
-    def __init__(self, *, max_runs: int = MAX_RUNS) -> None:
+    def __init__(self, *, max_runs: int = MAX_RUNS, thread_ttl: ThreadTTL | None = None) -> None:
         if max_runs < 1:
             raise ConfigurationError("max_runs must be at least 1.")
         self._max_runs = max_runs
+        self._thread_ttl = thread_ttl
         self._threads: dict[str, ThreadRow] = {}
         self._runs: OrderedDict[str, RunRow] = OrderedDict()  # in the order of their start
         self._active: dict[str, set[str]] = {}  # thread id → its active runs
         self._queues: dict[str, tuple[str, ...]] = {}  # thread id → the runs that want to write to it
         self._fences: dict[str, int] = {}
+        self._sweeps = InMemorySweeps(self, self._threads, self._runs, self._active)
 
     # ── A run's life ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -85,7 +89,8 @@ class InMemoryMetadataStore:
         if run_id in self._runs:
             return
         if thread_id is not None and create_thread:
-            self._threads.setdefault(thread_id, new_thread(thread_id, {"owner": owner}, run["created_at"]))
+            new = new_thread(thread_id, {"owner": owner}, run["created_at"], default_ttl=self._thread_ttl)
+            self._threads.setdefault(thread_id, new)
             self._active.setdefault(thread_id, set()).add(run_id)
         else:
             run["thread_id"] = None
@@ -93,7 +98,7 @@ class InMemoryMetadataStore:
         self._forget_the_oldest()
 
     async def attach_thread(self, run_id: str, thread_id: str, *, owner: str | None) -> None:
-        thread = new_thread(thread_id, {"owner": owner})
+        thread = new_thread(thread_id, {"owner": owner}, default_ttl=self._thread_ttl)
         run = self._runs.get(validate_run_id(run_id))
         self._refuse_other_owner(thread_id, owner)
         self._threads.setdefault(thread_id, thread)
@@ -196,7 +201,7 @@ class InMemoryMetadataStore:
         self, thread_id: str, *, if_exists: Literal["raise", "do_nothing"] = "raise", **thread: Unpack[NewThread]
     ) -> ThreadRow:
         checked_if_exists(if_exists)
-        row = new_thread(thread_id, thread)
+        row = new_thread(thread_id, thread, default_ttl=self._thread_ttl)
         if thread_id in self._threads:
             if if_exists == "raise":
                 raise ThreadExistsError(f"There is a thread {thread_id!r} already.")
@@ -256,6 +261,11 @@ class InMemoryMetadataStore:
                 self._runs[run_id]["thread_id"] = None
             else:
                 del self._runs[run_id]
+
+    # ── What is due ──────────────────────────────────────────────────────────────────────────────────────
+
+    def sweeps(self) -> InMemorySweeps:
+        return self._sweeps
 
     # ── Rows put back as they were ───────────────────────────────────────────────────────────────────────
 

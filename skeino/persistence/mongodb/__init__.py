@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from skeino.persistence.mongodb.connections import MongoDatabase, open_database, read_schema
+from skeino.persistence.mongodb.doctor import examine
 from skeino.persistence.mongodb.saver import StampedMongoDBSaver
 from skeino.persistence.mongodb.script import schema_script
 from skeino.persistence.mongodb.store import MongoMetadataStore
@@ -15,6 +16,7 @@ __all__ = [
     "MongoDatabase",
     "MongoMetadataStore",
     "StampedMongoDBSaver",
+    "examine",
     "open_saver",
     "open_store",
     "read_schema",
@@ -36,7 +38,7 @@ async def open_saver(spec: CheckpointerSpec) -> AsyncIterator[StampedMongoDBSave
 @asynccontextmanager
 async def open_store(spec: CheckpointerSpec) -> AsyncIterator[MongoMetadataStore]:
     """The metadata store of scheme `mongodb`, on the checkpointer's deployment."""
-    store = MongoMetadataStore(await spec.share(open_database))
+    store = MongoMetadataStore(await spec.share(open_database), spec.thread_ttl)
     try:
         yield store
     finally:

@@ -205,5 +205,5 @@ class _ThreadChanges:
             return InsertOne(document)
         changes: Document = {"$inc": {"ties": self.ties}} if self.ties else {}
         if settled:
-            changes |= {"$set": {"status": self.status}, "$max": {"updated_at": self.settled_at}}
+            changes |= {"$set": {"status": self.status, "pruned": False}, "$max": {"updated_at": self.settled_at}}
         return UpdateOne({"_id": thread_id}, changes)

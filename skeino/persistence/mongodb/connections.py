@@ -238,7 +238,7 @@ async def open_database(spec: CheckpointerSpec) -> AsyncIterator[MongoDatabase]:
         StoreUnavailableError: the deployment cannot be reached; the message names hosts, ports and database.
         SchemaError: with `setup_schema=False`, collections are missing; or they may not be made.
     """
-    async with _opened(spec) as (database, options):
+    async with opened(spec) as (database, options):
         async with database.operation():
             prepare = schema.create if options["setup_schema"] else schema.verify
             await prepare(database.metadata, database.client[database.checkpoints_name])
@@ -251,12 +251,12 @@ async def read_schema(spec: CheckpointerSpec) -> SchemaState:
     Raises:
         ConfigurationError, StoreUnavailableError: as `open_database`.
     """
-    async with _opened(spec) as (database, _), database.operation():
+    async with opened(spec) as (database, _), database.operation():
         return await schema.read_state(database.metadata, database.client[database.checkpoints_name])
 
 
 @asynccontextmanager
-async def _opened(spec: CheckpointerSpec) -> AsyncIterator[tuple[MongoDatabase, Document]]:
+async def opened(spec: CheckpointerSpec) -> AsyncIterator[tuple[MongoDatabase, Document]]:
     """The spec's deployment, connected, its schema not looked at; and the checked options."""
     options = spec.checked_options(**OPTIONS)
     if options["pool_max_size"] < 1:

@@ -4,6 +4,7 @@
   has not ended is the largest of them, so that sorting by it needs nothing computed.
 - Metadata is an array with an entry for each key, because a key may be any text, `$set` and `a.b` included, which the
   names of fields may not. An entry has the value as JSON, as it is returned, and what it equals, as it is searched.
+- A thread is `pruned` once what is due by its `ttl` has been done, until it changes again.
 - What is never searched (`config`, `kwargs`, `error`, `late_outcome`) is JSON text.
 
 Texts of callers stand only where MongoDB expects values: in updates that are pipelines, within `$literal`.
@@ -40,6 +41,7 @@ def thread_document(thread: ThreadRow) -> Document:
         "ttl": thread["ttl"],
         "created_at": microseconds(thread["created_at"]),
         "updated_at": microseconds(thread["updated_at"]),
+        "pruned": False,
         "ties": 0,
         "queue": [],
         "fence": microseconds(datetime.now(UTC)),

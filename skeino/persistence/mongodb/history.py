@@ -19,6 +19,7 @@ from pymongo.errors import BulkWriteError
 from skeino.errors import ThreadExistsError
 from skeino.persistence.pruning import (
     CheckpointOutline,
+    PruneStrategy,
     all_but_latest,
     checked_copy,
     checked_prune,
@@ -97,17 +98,18 @@ def prune(saver: MongoDBSaver, database: MongoDatabase, thread_ids: Sequence[str
         DeltaChannelError: what stays could not be rebuilt; nothing was deleted.
     """
     threads, strategy = checked_prune(thread_ids, strategy)
+    database.blocking_transact(lambda session: prune_within(saver, threads, strategy, session))
 
-    def delete(session: Session) -> None:
-        if strategy == "keep_latest":
-            gone = [one for thread_id in threads for one in all_but_latest(_outlines(saver, thread_id, session))]
-            _delete(saver, gone, session)
-            return
-        for some in _chunks(threads):
-            for collection in (saver.checkpoint_collection, saver.writes_collection):
-                collection.delete_many({"thread_id": {"$in": some}}, session=session)
 
-    database.blocking_transact(delete)
+def prune_within(saver: MongoDBSaver, threads: Sequence[str], strategy: PruneStrategy, session: Session) -> None:
+    """As `prune`, in a transaction of the caller's."""
+    if strategy == "keep_latest":
+        gone = [one for thread_id in threads for one in all_but_latest(_outlines(saver, thread_id, session))]
+        _delete(saver, gone, session)
+        return
+    for some in _chunks(threads):
+        for collection in (saver.checkpoint_collection, saver.writes_collection):
+            collection.delete_many({"thread_id": {"$in": some}}, session=session)
 
 
 def _threads_of(saver: MongoDBSaver, stored_run_ids: list[list[Any]], session: Session) -> Iterable[str]:

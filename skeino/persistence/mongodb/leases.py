@@ -205,7 +205,9 @@ class MongoLeases:
             self._threads.update_many({"_id": {"$in": free}}, {"$inc": {"fence": 1}}, session=session)
 
 
-_SETTLING: Final = [{"$set": {"status": "error", "updated_at": {"$max": ["$updated_at", NOW_IN_MICROSECONDS]}}}]
+_SETTLING: Final = [
+    {"$set": {"status": "error", "pruned": False, "updated_at": {"$max": ["$updated_at", NOW_IN_MICROSECONDS]}}}
+]
 
 
 def _ending(error: RunError) -> list[Document]:

@@ -273,7 +273,7 @@ async def settle(
     threads: Collection, condition: Document, status: SettledStatus, at: datetime, session: Session
 ) -> None:
     """Set the status in which the last run left its thread."""
-    changes = {"$set": {"status": status}, "$max": {"updated_at": microseconds(at)}}
+    changes = {"$set": {"status": status, "pruned": False}, "$max": {"updated_at": microseconds(at)}}
     await threads.update_many(condition, changes, session=session)
 
 

@@ -22,12 +22,14 @@ SCHEMA: Final = "app_schema"
 THREADS: Final = "app_threads"
 RUNS: Final = "app_runs"
 WORKERS: Final = "app_workers"
+SWEEPS: Final = "app_sweeps"
 _CHECKPOINTS: Final = ("checkpoints", "checkpoint_writes")
-_OURS: Final = (SCHEMA, THREADS, RUNS, WORKERS)
+_OURS: Final = (SCHEMA, THREADS, RUNS, WORKERS, SWEEPS)
 
 # Few runs are active, and few rows have one of the rarer statuses: small indexes.
 _ACTIVE: Final = {"partialFilterExpression": {"active": True}}
 _OWNED: Final = {"partialFilterExpression": {"owner": {"$gt": ""}}}
+_EXPIRING: Final = {"partialFilterExpression": {"pruned": False, "ttl.ttl": {"$gt": 0}}}
 
 
 def _of_statuses(statuses: Sequence[str], time: str) -> list[IndexModel]:
@@ -43,6 +45,7 @@ INDEXES: Final[dict[str, list[IndexModel]]] = {
         IndexModel([("owner", ASCENDING), ("updated_at", ASCENDING), ("_id", ASCENDING)], name="of_owner", **_OWNED),
         *_of_statuses(("interrupted", "error"), "updated_at"),
         IndexModel([("metadata.key", ASCENDING), ("metadata.equals", ASCENDING)], name="metadata", sparse=True),
+        IndexModel([("ttl.ttl", ASCENDING), ("updated_at", ASCENDING)], name="expiring", **_EXPIRING),
     ],
     RUNS: [
         IndexModel([("thread_id", ASCENDING), ("created_at", ASCENDING), ("_id", ASCENDING)], name="of_thread"),
@@ -55,6 +58,7 @@ INDEXES: Final[dict[str, list[IndexModel]]] = {
         IndexModel([("worker_id", ASCENDING)], name="active_of_worker", **_ACTIVE),
     ],
     WORKERS: [IndexModel([("lost_at", ASCENDING)], name="lost")],
+    SWEEPS: [IndexModel([("expires_at", ASCENDING)], name="expires")],
 }
 
 

@@ -41,6 +41,7 @@ from skeino.persistence.mongodb.documents import (
 from skeino.persistence.mongodb.leases import MongoLeases
 from skeino.persistence.mongodb.run_writes import Collection, RunWrites, Session, refuse_other_owner, settle
 from skeino.persistence.mongodb.schema import RUNS, THREADS
+from skeino.persistence.mongodb.sweeps import MongoSweeps
 from skeino.persistence.protocol import NewThread, RunSearch, RunStart, ThreadSearch
 from skeino.persistence.queries import (
     checked_error,
@@ -77,8 +78,9 @@ _ATTEMPTS = 20
 class MongoMetadataStore:
     """Threads and runs in MongoDB; see `MetadataStoreProtocol` for what each operation promises."""
 
-    def __init__(self, database: MongoDatabase) -> None:
+    def __init__(self, database: MongoDatabase, thread_ttl: ThreadTTL | None = None) -> None:
         self._database = database
+        self._thread_ttl = thread_ttl
         self._threads = database.metadata[THREADS]
         self._runs = database.metadata[RUNS]
         self._run_writes = RunWrites(database, self._threads, self._runs)
@@ -90,13 +92,14 @@ class MongoMetadataStore:
         run = new_run(run_id, worker_id, start)
         document, thread_id, thread = run_document(run), run["thread_id"], None
         if thread_id is not None and start.get("create_thread", True):
-            thread = thread_document(new_thread(thread_id, {"owner": run["owner"]}, run["created_at"]))
+            new = new_thread(thread_id, {"owner": run["owner"]}, run["created_at"], default_ttl=self._thread_ttl)
+            thread = thread_document(new)
         else:
             document["thread_id"] = None
         await self._run_writes.write(Start(document, thread_id, thread))
 
     async def attach_thread(self, run_id: str, thread_id: str, *, owner: str | None) -> None:
-        thread = thread_document(new_thread(thread_id, {"owner": owner}))
+        thread = thread_document(new_thread(thread_id, {"owner": owner}, default_ttl=self._thread_ttl))
         await self._run_writes.write(Attachment(validate_run_id(run_id), thread))
 
     # ── Who writes to a thread ───────────────────────────────────────────────────────────────────────────
@@ -162,6 +165,9 @@ class MongoMetadataStore:
     def open_leases(self, limit: float) -> MongoLeases:
         return MongoLeases(self._database, limit)
 
+    def sweeps(self) -> MongoSweeps:
+        return MongoSweeps(self._database)
+
     async def interrupt_runs(self, worker_id: str, error: RunError) -> int:
         validate_id(worker_id, "worker_id")
         text, now = error_text(checked_error(error)), datetime.now(UTC)
@@ -214,7 +220,7 @@ class MongoMetadataStore:
         self, thread_id: str, *, if_exists: Literal["raise", "do_nothing"] = "raise", **thread: Unpack[NewThread]
     ) -> ThreadRow:
         checked_if_exists(if_exists)
-        row = new_thread(thread_id, thread)
+        row = new_thread(thread_id, thread, default_ttl=self._thread_ttl)
         async with self._database.operation():
             for _ in range(_ATTEMPTS):
                 try:
@@ -257,7 +263,7 @@ class MongoMetadataStore:
     ) -> ThreadRow:
         condition = one(validate_thread_id(thread_id), owner)
         merged = validate_optional_json_object(metadata, "metadata")
-        changes: dict[str, Any] = {"updated_at": microseconds(datetime.now(UTC))}
+        changes: dict[str, Any] = {"updated_at": microseconds(datetime.now(UTC)), "pruned": False}
         if config is not None:
             changes["config"] = json_text(validate_json_object(config, "config"))
         if (new_ttl := checked_ttl_change(ttl)) != "keep":

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from skeino.persistence.postgres.connections import PostgresDatabase, open_database, read_schema
+from skeino.persistence.postgres.doctor import examine
 from skeino.persistence.postgres.saver import StampedPostgresSaver
 from skeino.persistence.postgres.script import schema_script
 from skeino.persistence.postgres.store import MetadataStore
@@ -15,6 +16,7 @@ __all__ = [
     "MetadataStore",
     "PostgresDatabase",
     "StampedPostgresSaver",
+    "examine",
     "open_saver",
     "open_store",
     "read_schema",
@@ -31,4 +33,4 @@ async def open_saver(spec: CheckpointerSpec) -> AsyncIterator[StampedPostgresSav
 @asynccontextmanager
 async def open_store(spec: CheckpointerSpec) -> AsyncIterator[MetadataStore]:
     """The metadata store of scheme `postgres`, over the checkpointer's pool."""
-    yield MetadataStore(await spec.share(open_database))
+    yield MetadataStore(await spec.share(open_database), spec.thread_ttl)

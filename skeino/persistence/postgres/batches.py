@@ -106,8 +106,10 @@ _HAS_OWN_THREAD: Final = """(
 def _created_threads(condition: str) -> str:
     """As `statements._with_own_thread`: the first to name a new thread makes it, and owns it."""
     return f"""created AS (
-        INSERT INTO app_threads (thread_id, owner, status, metadata, config, created_at, updated_at)
-        SELECT DISTINCT ON (thread_id) thread_id, owner, 'idle', '{{}}'::jsonb, '{{}}'::jsonb, created_at, created_at
+        INSERT INTO app_threads
+            (thread_id, owner, status, metadata, config, ttl_strategy, ttl_minutes, created_at, updated_at)
+        SELECT DISTINCT ON (thread_id) thread_id, owner, 'idle', '{{}}'::jsonb, '{{}}'::jsonb,
+            %(ttl_strategy)s::text, %(ttl_minutes)s::double precision, created_at, created_at
         FROM given WHERE {condition}
         ORDER BY thread_id, position
         ON CONFLICT (thread_id) DO NOTHING
@@ -155,9 +157,10 @@ CLAIM_THREADS: Final = f"""
     {PATIENCE}, {given("given", _ATTACH)}, first AS MATERIALIZED (
         SELECT DISTINCT ON (thread_id) thread_id, run_id, owner FROM given ORDER BY thread_id, position
     ), created AS (
-        INSERT INTO app_threads (thread_id, owner, status, metadata, config, created_at, updated_at, queue)
-        SELECT DISTINCT ON (thread_id) thread_id, owner, 'idle', '{{}}'::jsonb, '{{}}'::jsonb, created_at, created_at,
-            ARRAY[run_id]
+        INSERT INTO app_threads
+            (thread_id, owner, status, metadata, config, ttl_strategy, ttl_minutes, created_at, updated_at, queue)
+        SELECT DISTINCT ON (thread_id) thread_id, owner, 'idle', '{{}}'::jsonb, '{{}}'::jsonb,
+            %(ttl_strategy)s::text, %(ttl_minutes)s::double precision, created_at, created_at, ARRAY[run_id]
         FROM given ORDER BY thread_id, position
         ON CONFLICT (thread_id) DO NOTHING
         RETURNING thread_id, owner, fence
@@ -230,11 +233,17 @@ def _columns(types: Mapping[str, str]) -> Callable[[Sequence[Values]], dict[str,
     return lambda writes: {column: [values[column] for values in writes] for column in types}
 
 
+def _with_ttl(types: Mapping[str, str]) -> Callable[[Sequence[Values]], dict[str, Any]]:
+    """As `_columns`, and the `ttl` of new threads, which is the same for all of a process."""
+    ttl = ("ttl_strategy", "ttl_minutes")
+    return lambda writes: {**_columns(types)(writes), **{name: writes[0][name] for name in ttl}}
+
+
 START: Final = Kind(START_RUN, START_RUNS, _columns(_START))
 START_READING: Final = Kind(START_READING_RUN, START_READING_RUNS, _columns(_START))
-START_ON_THREAD: Final = Kind(START_RUN_ON_THREAD, START_RUNS_ON_THREADS, _columns(_START))
-ATTACH: Final = Kind(ATTACH_RUN, ATTACH_RUNS, _columns(_ATTACH))
-CLAIM: Final = Kind(CLAIM_THREAD, CLAIM_THREADS, _columns(_ATTACH))
+START_ON_THREAD: Final = Kind(START_RUN_ON_THREAD, START_RUNS_ON_THREADS, _with_ttl(_START))
+ATTACH: Final = Kind(ATTACH_RUN, ATTACH_RUNS, _with_ttl(_ATTACH))
+CLAIM: Final = Kind(CLAIM_THREAD, CLAIM_THREADS, _with_ttl(_ATTACH))
 RELEASE: Final = Kind(RELEASE_THREAD, RELEASE_THREADS, _columns({"run_id": "uuid", "thread_id": "text"}))
 FINISH: Final = Kind(FINISH_RUN, FINISH_RUNS, _columns(_FINISH))
 INTERRUPT: Final = Kind(INTERRUPT_RUNS, None, _columns({}))

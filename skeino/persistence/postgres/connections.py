@@ -182,7 +182,7 @@ async def open_database(spec: CheckpointerSpec) -> AsyncIterator[PostgresDatabas
         StoreUnavailableError: the database cannot be reached; the message names host, port and database.
         SchemaError: with `setup_schema=False`, tables are missing; or they may not be made.
     """
-    options, place, parameters, connect = _address_of(spec)
+    options, place, parameters, connect = address_of(spec)
     with translated_errors(place):
         async with await connect() as connection:
             if options["setup_schema"]:
@@ -218,7 +218,7 @@ async def read_schema(spec: CheckpointerSpec) -> SchemaState:
     Raises:
         ConfigurationError, StoreUnavailableError: as `open_database`.
     """
-    _, place, _, connect = _address_of(spec)
+    _, place, _, connect = address_of(spec)
     with translated_errors(place):
         async with await connect() as connection:
             return await schema.read_state(connection)
@@ -262,7 +262,7 @@ def translated_errors(place: str) -> Iterator[None]:
         raise error from None  # its DETAIL repeats a row's values
 
 
-def _address_of(
+def address_of(
     spec: CheckpointerSpec,
 ) -> tuple[dict[str, Any], str, dict[str, Any], Callable[[], Awaitable[Connection]]]:
     """The checked options, the place's name for messages, the connections' parameters, and what makes one.

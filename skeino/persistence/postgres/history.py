@@ -1,6 +1,6 @@
-"""Threads' histories in LangGraph's PostgreSQL tables, or parts of them: deleted, also by run, and copied.
+"""Threads' histories in LangGraph's PostgreSQL tables, or parts of them: deleted, also by run, pruned and copied.
 
-Pruning is the stock saver's own.
+Pruning for its own sake is the stock saver's own; this one is for a transaction that does more.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from skeino.errors import ThreadExistsError
 from skeino.persistence.postgres.connections import Connection
-from skeino.persistence.pruning import CheckpointOutline, of_runs, target_exists
+from skeino.persistence.pruning import CheckpointOutline, all_but_latest, of_runs, target_exists
 
 # One snapshot for all: what is written meanwhile stays with all its parts.
 _DELETE_THREAD: Final = """
@@ -120,6 +120,16 @@ async def delete_for_runs(connection: Connection, run_ids: list[str]) -> None:
             outlines = await connection.execute(_OUTLINES, thread)
             gone = of_runs((_outline(row) for row in await outlines.fetchall()), run_ids)
             await _delete(connection, thread["thread_id"], gone)
+
+
+async def prune(connection: Connection, thread_id: str) -> None:
+    """Delete all of a thread but the latest checkpoint of each namespace, in a transaction of the caller's.
+
+    Raises:
+        DeltaChannelError: what stays could not be rebuilt; nothing was deleted.
+    """
+    outlines = await connection.execute(_OUTLINES, {"thread_id": thread_id})
+    await _delete(connection, thread_id, all_but_latest(_outline(row) for row in await outlines.fetchall()))
 
 
 async def copy_thread(connection: Connection, source: str, target: str) -> None:

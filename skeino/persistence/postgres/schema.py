@@ -32,6 +32,7 @@ MIGRATIONS: Final[tuple[LiteralString, ...]] = (
         ttl_minutes double precision,
         created_at timestamptz NOT NULL,
         updated_at timestamptz NOT NULL,
+        pruned_at timestamptz,
         queue uuid[] NOT NULL DEFAULT '{}',
         fence bigint NOT NULL DEFAULT (1000000 * extract(epoch FROM clock_timestamp()))::bigint
     );
@@ -40,6 +41,9 @@ MIGRATIONS: Final[tuple[LiteralString, ...]] = (
     CREATE INDEX app_threads_of_owner ON app_threads (owner, updated_at, thread_id) WHERE owner IS NOT NULL;
     CREATE INDEX app_threads_stopped ON app_threads (status, updated_at, thread_id)
         WHERE status IN ('interrupted', 'error');
+    CREATE INDEX app_threads_expiring
+        ON app_threads (((updated_at AT TIME ZONE 'UTC') + ttl_minutes * interval '1 minute'), thread_id)
+        WHERE ttl_minutes IS NOT NULL AND pruned_at IS DISTINCT FROM updated_at;
     CREATE INDEX app_threads_metadata ON app_threads USING gin (metadata jsonb_path_ops) WHERE metadata <> '{}';
     CREATE TABLE app_runs (
         run_id uuid PRIMARY KEY,
@@ -77,6 +81,12 @@ MIGRATIONS: Final[tuple[LiteralString, ...]] = (
         seconds double precision NOT NULL,
         lost_at timestamptz
     );
+    CREATE TABLE app_sweeps (
+        name text PRIMARY KEY,
+        worker_id text NOT NULL,
+        begun_at timestamptz NOT NULL,
+        expires_at timestamptz NOT NULL
+    );
     """,
 )
 """One entry for each version, in order; a version that has been released never changes."""
@@ -90,7 +100,7 @@ TRY_LOCK: Final = "SELECT pg_try_advisory_xact_lock(x'736B65696E6F'::bigint) AS 
 VERSIONS: Final = "CREATE TABLE IF NOT EXISTS app_schema (version integer NOT NULL, compatible_from integer NOT NULL)"
 _LOCK_TIMEOUT: Final = 60.0
 _TABLES: Final = ("checkpoint_migrations", "checkpoints", "checkpoint_blobs", "checkpoint_writes")
-_OUR_TABLES: Final = ("app_schema", "app_threads", "app_runs", "app_workers")
+_OUR_TABLES: Final = ("app_schema", "app_threads", "app_runs", "app_workers", "app_sweeps")
 
 # Another process that makes the same without our lock, LangGraph's own `setup()` say, or a server process that goes on
 # with the statement of a client that was killed.

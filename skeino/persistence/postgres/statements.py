@@ -49,8 +49,10 @@ def _with_own_thread(condition: str) -> str:
     """
     return f"""
     WITH created AS (
-        INSERT INTO app_threads (thread_id, owner, status, metadata, config, created_at, updated_at)
-        SELECT %(thread_id)s, %(owner)s, 'idle', '{{}}', '{{}}', %(created_at)s, %(created_at)s
+        INSERT INTO app_threads
+            (thread_id, owner, status, metadata, config, ttl_strategy, ttl_minutes, created_at, updated_at)
+        SELECT %(thread_id)s, %(owner)s, 'idle', '{{}}', '{{}}', %(ttl_strategy)s, %(ttl_minutes)s,
+            %(created_at)s, %(created_at)s
         WHERE {condition}
         ON CONFLICT (thread_id) DO NOTHING
         RETURNING thread_id
@@ -79,9 +81,10 @@ ATTACH_RUN = f"""
 """
 CLAIM_THREAD = f"""
     WITH created AS (
-        INSERT INTO app_threads (thread_id, owner, status, metadata, config, created_at, updated_at, queue)
-        VALUES (%(thread_id)s, %(owner)s, 'idle', '{{}}', '{{}}', %(created_at)s, %(created_at)s,
-            ARRAY[%(run_id)s::uuid])
+        INSERT INTO app_threads
+            (thread_id, owner, status, metadata, config, ttl_strategy, ttl_minutes, created_at, updated_at, queue)
+        VALUES (%(thread_id)s, %(owner)s, 'idle', '{{}}', '{{}}', %(ttl_strategy)s, %(ttl_minutes)s,
+            %(created_at)s, %(created_at)s, ARRAY[%(run_id)s::uuid])
         ON CONFLICT (thread_id) DO NOTHING
         RETURNING fence
     ), taken AS (

@@ -56,6 +56,7 @@ from skeino.persistence.postgres.statements import (
     ttl_values,
     where_one,
 )
+from skeino.persistence.postgres.sweeps import PostgresSweeps
 from skeino.persistence.postgres.writer import repeated
 from skeino.persistence.protocol import NewThread, RunSearch, RunStart, ThreadSearch
 from skeino.persistence.queries import (
@@ -88,8 +89,9 @@ _ATTEMPTS: Final = 20
 class MetadataStore:
     """Threads and runs in PostgreSQL; see `MetadataStoreProtocol` for what each operation promises."""
 
-    def __init__(self, database: PostgresDatabase) -> None:
+    def __init__(self, database: PostgresDatabase, thread_ttl: ThreadTTL | None = None) -> None:
         self._database = database
+        self._thread_ttl = thread_ttl
         self._write = database.writer.write
         self._looking: set[asyncio.Task[bool]] = set()  # the event loop does not keep them
 
@@ -98,7 +100,7 @@ class MetadataStore:
     async def start_run(self, run_id: str, *, worker_id: str, **start: Unpack[RunStart]) -> None:
         run = new_run(run_id, worker_id, start)
         thread_id, owner, create_thread = run["thread_id"], run["owner"], start.get("create_thread", True)
-        values = run_values(run)
+        values = run_values(run) | ttl_values(self._thread_ttl)
         if thread_id is None:
             await self._write(START, values, run_id)
             return
@@ -115,6 +117,7 @@ class MetadataStore:
         validate_run_id(run_id)
         thread = new_thread(thread_id, {"owner": owner})
         values = {"run_id": run_id, "thread_id": thread_id, "owner": owner, "created_at": thread["created_at"]}
+        values |= ttl_values(self._thread_ttl)
         for _ in range(_ATTEMPTS):
             if await self._write(ATTACH, values, run_id, thread=thread_id):
                 return
@@ -127,6 +130,7 @@ class MetadataStore:
         validate_run_id(run_id)
         thread = new_thread(thread_id, {"owner": owner})
         values = {"run_id": run_id, "thread_id": thread_id, "owner": owner, "created_at": thread["created_at"]}
+        values |= ttl_values(self._thread_ttl)
         for _ in range(_ATTEMPTS):
             if rows := await self._write(CLAIM, values, run_id, thread=thread_id):
                 fence: int | None = rows[0]["fence"]
@@ -191,6 +195,9 @@ class MetadataStore:
     def open_leases(self, limit: float) -> PostgresLeases:
         return PostgresLeases(self._database.parameters, self._database.place, limit)
 
+    def sweeps(self) -> PostgresSweeps:
+        return PostgresSweeps(self._database)
+
     # ── Runs ─────────────────────────────────────────────────────────────────────────────────────────────
 
     async def get_run(self, run_id: str, *, owner: OwnerFilter = ANY_OWNER) -> RunRow | None:
@@ -218,7 +225,7 @@ class MetadataStore:
         self, thread_id: str, *, if_exists: Literal["raise", "do_nothing"] = "raise", **thread: Unpack[NewThread]
     ) -> ThreadRow:
         checked_if_exists(if_exists)
-        row = new_thread(thread_id, thread)
+        row = new_thread(thread_id, thread, default_ttl=self._thread_ttl)
         for _ in range(_ATTEMPTS):
             if await self._database.fetch(INSERT_THREAD, thread_values(row)):
                 return row

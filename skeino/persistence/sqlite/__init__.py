@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 from skeino.persistence.registry import CheckpointerSpec
 from skeino.persistence.sqlite.database import SqliteDatabase, open_database, read_schema
+from skeino.persistence.sqlite.doctor import examine
 from skeino.persistence.sqlite.saver import StampedSqliteSaver
 from skeino.persistence.sqlite.script import schema_script
 from skeino.persistence.sqlite.store import SqliteMetadataStore
@@ -15,6 +16,7 @@ __all__ = [
     "SqliteDatabase",
     "SqliteMetadataStore",
     "StampedSqliteSaver",
+    "examine",
     "open_saver",
     "open_store",
     "read_schema",
@@ -31,4 +33,4 @@ async def open_saver(spec: CheckpointerSpec) -> AsyncIterator[StampedSqliteSaver
 @asynccontextmanager
 async def open_store(spec: CheckpointerSpec) -> AsyncIterator[SqliteMetadataStore]:
     """The metadata store of scheme `sqlite`, in the checkpointer's file."""
-    yield SqliteMetadataStore(await spec.share(open_database))
+    yield SqliteMetadataStore(await spec.share(open_database), spec.thread_ttl)

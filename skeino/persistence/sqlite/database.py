@@ -169,7 +169,7 @@ async def open_database(spec: CheckpointerSpec) -> AsyncIterator[SqliteDatabase]
         busy_timeout=(seconds, BUSY_TIMEOUT),
         operation_timeout=(seconds, OPERATION_TIMEOUT),
     )
-    path = _path_of(spec)
+    path = path_of(spec)
     with translated_errors(path):
         if options["setup_schema"]:
             await asyncio.to_thread(_create_privately, path)
@@ -205,7 +205,7 @@ async def read_schema(spec: CheckpointerSpec) -> SchemaState:
     Raises:
         ConfigurationError, StoreUnavailableError: as `open_database`.
     """
-    path = _path_of(spec)
+    path = path_of(spec)
 
     def read() -> SchemaState:
         if not path.exists():
@@ -258,7 +258,7 @@ def _reason(exc: sqlite3.Error) -> str:
     return getattr(exc, "sqlite_errorname", None) or type(exc).__name__
 
 
-def _path_of(spec: CheckpointerSpec) -> Path:
+def path_of(spec: CheckpointerSpec) -> Path:
     """The file that the URI names: a path, or `sqlite:///relative` or `sqlite:////absolute`."""
     uri = spec.required_uri("'skeino.db'").strip()
     prefix, separator, rest = uri.partition("://")

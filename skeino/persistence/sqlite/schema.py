@@ -21,6 +21,7 @@ MIGRATIONS = (
         ttl_minutes REAL,
         created_at TEXT NOT NULL,
         updated_at TEXT NOT NULL,
+        pruned_at TEXT,
         queue TEXT NOT NULL DEFAULT '[]',
         fence INTEGER NOT NULL DEFAULT (CAST(86400000 * (julianday('now') - 2440587.5) AS INTEGER))
     );
@@ -29,6 +30,8 @@ MIGRATIONS = (
     CREATE INDEX app_threads_of_owner ON app_threads (owner, updated_at, thread_id) WHERE owner IS NOT NULL;
     CREATE INDEX app_threads_stopped ON app_threads (status, updated_at, thread_id)
         WHERE status IN ('interrupted', 'error');
+    CREATE INDEX app_threads_expiring ON app_threads (julianday(updated_at) + ttl_minutes / 1440.0, thread_id)
+        WHERE ttl_minutes IS NOT NULL AND pruned_at IS NOT updated_at;
     CREATE TABLE app_runs (
         run_id TEXT NOT NULL PRIMARY KEY,
         thread_id TEXT REFERENCES app_threads (thread_id) ON DELETE CASCADE,
@@ -64,6 +67,12 @@ MIGRATIONS = (
         seconds REAL NOT NULL,
         lost_at TEXT
     );
+    CREATE TABLE app_sweeps (
+        name TEXT NOT NULL PRIMARY KEY,
+        worker_id TEXT NOT NULL,
+        begun_at TEXT NOT NULL,
+        expires_at TEXT NOT NULL
+    );
     """,
 )
 """One entry for each version, in order; a version that has been released never changes."""
@@ -73,7 +82,7 @@ COMPATIBLE_FROM: tuple[int, ...] = (1,)
 
 VERSIONS = "CREATE TABLE IF NOT EXISTS app_schema (version INTEGER NOT NULL, compatible_from INTEGER NOT NULL)"
 
-_TABLES = ("checkpoints", "writes", "app_schema", "app_threads", "app_runs", "app_workers")
+_TABLES = ("checkpoints", "writes", "app_schema", "app_threads", "app_runs", "app_workers", "app_sweeps")
 
 
 def create(connection: sqlite3.Connection) -> None:

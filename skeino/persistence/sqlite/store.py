@@ -52,6 +52,7 @@ from skeino.persistence.sqlite.statements import (
     thread_values,
     where_one,
 )
+from skeino.persistence.sqlite.sweeps import SqliteSweeps
 from skeino.validation import (
     validate_id,
     validate_json_object,
@@ -64,8 +65,9 @@ from skeino.validation import (
 class SqliteMetadataStore:
     """Threads and runs in a SQLite file; see `MetadataStoreProtocol` for what each operation promises."""
 
-    def __init__(self, database: SqliteDatabase) -> None:
+    def __init__(self, database: SqliteDatabase, thread_ttl: ThreadTTL | None = None) -> None:
         self._database = database
+        self._thread_ttl = thread_ttl
 
     # ── A run's life ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -75,7 +77,9 @@ class SqliteMetadataStore:
         if not create_thread:
             run["thread_id"] = None
         values = run_values(run)
-        thread = None if thread_id is None else new_thread(thread_id, {"owner": owner}, run["created_at"])
+        thread = None
+        if thread_id is not None:
+            thread = new_thread(thread_id, {"owner": owner}, run["created_at"], default_ttl=self._thread_ttl)
 
         def insert(connection: sqlite3.Connection) -> None:
             if thread is not None:
@@ -90,7 +94,7 @@ class SqliteMetadataStore:
 
     async def attach_thread(self, run_id: str, thread_id: str, *, owner: str | None) -> None:
         validate_run_id(run_id)
-        values = thread_values(new_thread(thread_id, {"owner": owner}))
+        values = thread_values(new_thread(thread_id, {"owner": owner}, default_ttl=self._thread_ttl))
 
         def attach(connection: sqlite3.Connection) -> None:
             _refuse_other_owner(connection, thread_id, owner)
@@ -103,7 +107,7 @@ class SqliteMetadataStore:
 
     async def claim_thread(self, run_id: str, thread_id: str, *, owner: str | None) -> int | None:
         validate_run_id(run_id)
-        values = thread_values(new_thread(thread_id, {"owner": owner}))
+        values = thread_values(new_thread(thread_id, {"owner": owner}, default_ttl=self._thread_ttl))
         claim = {"thread_id": thread_id, "seen": "[]", "wanted": ids_text([run_id]), "taken": 1}
 
         def take(connection: sqlite3.Connection) -> int | None:
@@ -186,6 +190,9 @@ class SqliteMetadataStore:
     def open_leases(self, limit: float) -> SqliteLeases:
         return SqliteLeases(self._database.path, limit)
 
+    def sweeps(self) -> SqliteSweeps:
+        return SqliteSweeps(self._database)
+
     # ── Runs ─────────────────────────────────────────────────────────────────────────────────────────────
 
     async def get_run(self, run_id: str, *, owner: OwnerFilter = ANY_OWNER) -> RunRow | None:
@@ -220,7 +227,7 @@ class SqliteMetadataStore:
         self, thread_id: str, *, if_exists: Literal["raise", "do_nothing"] = "raise", **thread: Unpack[NewThread]
     ) -> ThreadRow:
         checked_if_exists(if_exists)
-        row = new_thread(thread_id, thread)
+        row = new_thread(thread_id, thread, default_ttl=self._thread_ttl)
         values = thread_values(row)
 
         def create(connection: sqlite3.Connection) -> ThreadRow:
