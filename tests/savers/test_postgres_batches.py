@@ -158,7 +158,6 @@ async def test_graphs_and_their_runs_share_batches(settings: SkeinoSettings, mod
 @pytest.mark.parametrize(
     "call",
     [
-        lambda name, bad: put(name, "1", {"text": "\x00" if bad else "good"}),
         lambda name, bad: put(name, "1", {"a": 1}, **{"not JSON": {1} if bad else 1}),
         lambda name, bad: put_writes(name, "1", "\x00" if bad else "task", ("a", 1)),
         lambda name, bad: put_writes(name, "1", "\x00" if bad else "task", ("__error__", 1)),
@@ -173,7 +172,8 @@ async def test_what_is_bad_fails_alone(
     assert [number for number, answer in enumerate(answers) if isinstance(answer, Exception)] == [3]
     async with AsyncPostgresSaver.from_conn_string(module_database) as theirs:
         failed = (await asyncio.gather(calls[3](theirs), return_exceptions=True))[0]
-    assert isinstance(answers[3], InvalidInputError if isinstance(failed, psycopg.DataError) else type(failed))
+    assert isinstance(failed, Exception), "the stock saver stores it"
+    assert isinstance(answers[3], InvalidInputError)
     assert sum(len(rows) for rows in raw_rows(module_database)) == 19
 
 

@@ -154,7 +154,7 @@ class PostgresSweeps:
 
 async def _remove_state_here(connection: Connection, thread_id: str, strategy: Strategy) -> Expiry:
     if strategy == "delete":
-        await history.delete_thread(connection, thread_id)
+        await history.delete_thread(connection, thread_id, prepare=False)
         return "deleted"
     try:
         await history.prune(connection, thread_id)
