@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import itertools
 import logging
 import random
 from collections.abc import Awaitable
 from functools import partial
 from typing import Any, Final
 
-from skeino.errors import InvalidInputError, StoreError, ThreadNotFoundError
+from skeino.errors import InvalidInputError, StoreError, StoreUnavailableError, ThreadNotFoundError
 from skeino.persistence.protocol import MetadataStoreProtocol
 from skeino.persistence.rows import RunError, RunFinish
 from skeino.runs import Run
@@ -22,6 +23,13 @@ logger = logging.getLogger("skeino")
 FIRST_RETRY: Final = 0.05
 LAST_RETRY: Final = 5.0
 """Seconds between the attempts to write the ends of runs, while the store is unavailable: the first and the longest."""
+
+MOST_DUE: Final = 10_000
+"""Ends that may be due before no more runs begin: a database that is away for long must not fill the memory. Those of
+runs that are in progress then are taken all the same."""
+
+TOGETHER: Final = 200
+"""Ends that are tried at the same time, once one has come through."""
 
 
 class Ends:
@@ -41,6 +49,15 @@ class Ends:
 
     def __len__(self) -> int:
         return len(self._due)
+
+    def refuse_if_full(self) -> None:
+        """Nothing, unless so many ends are due that no more runs may begin.
+
+        Raises:
+            StoreUnavailableError: they are.
+        """
+        if len(self._due) >= MOST_DUE:
+            raise StoreUnavailableError(f"The ends of {len(self._due)} runs wait for the database: try again.")
 
     def due(self) -> list[str]:
         """The runs whose ends are not written yet; any thread may ask."""
@@ -76,8 +93,9 @@ class Ends:
         if self._retrying is not None:
             self._retrying.cancel()
         await self.settled()
-        for end in list(self._due.values()):  # its first attempt was cancelled, or the store was away
-            await self._settle(end)
+        due = list(self._due.values())  # whose first attempt was cancelled, or the store was away
+        for begin in range(0, len(due), TOGETHER):
+            await asyncio.gather(*(self._settle(end) for end in due[begin : begin + TOGETHER]))
 
     def close(self) -> None:
         """Take no more: the store is about to be closed."""
@@ -116,15 +134,22 @@ class Ends:
             while self._due:
                 await asyncio.sleep(delay * random.uniform(0.5, 1.0))
                 delay = min(2 * delay, LAST_RETRY)
-                for run_id, end in list(self._due.items()):
-                    if not await self._settle(end):
-                        # The store is still away, most likely: no need to ask for each. But the next time others come
-                        # first, so that one that is refused for ever holds up nobody.
-                        if self._due.pop(run_id, None) is not None:  # else its own first attempt came through
-                            self._due[run_id] = end
-                        break
+                # One alone: if the store is still away, there is no need to ask it for each.
+                number = 1
+                while self._due and await self._settle_first(number):
+                    number, delay = TOGETHER, FIRST_RETRY
         finally:
             self._retrying = None
+
+    async def _settle_first(self, number: int) -> bool:
+        """Try the first so many of those that are due; whether all of them are settled now."""
+        some = list(itertools.islice(self._due.items(), number))
+        settled = await asyncio.gather(*(self._settle(end) for _, end in some))
+        for (run_id, end), is_settled in zip(some, settled, strict=True):
+            # The next time others come first, so that one that is refused for ever holds up nobody.
+            if not is_settled and self._due.pop(run_id, None) is not None:  # else its own first attempt came through
+                self._due[run_id] = end
+        return all(settled)
 
     async def _settle(self, end: End, answer: Awaitable[bool] | None = None) -> bool:
         """Write one end; False if that is worth another attempt.

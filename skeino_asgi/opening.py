@@ -135,11 +135,12 @@ class Opening:
             describe: says with which `metadata` and `kwargs` the row begins; asked when it is written.
 
         Raises:
-            StoreUnavailableError: while closing.
+            StoreUnavailableError: while closing, and while too many ends of runs wait for the store.
             InvalidInputError: an id is not storable.
         """
         if self.closing:
             raise _shutting_down()
+        self._ends.refuse_if_full()
         # By position, in the order above, as the middleware calls this: by name both take 0.3 µs more, of the 6 that a
         # request costs here.
         run = Run(thread_id, owner, guarded, creates_thread, request_id, traceparent, self._store, self.loop)

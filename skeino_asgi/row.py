@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from skeino.persistence.protocol import MetadataStoreProtocol
+import time
+
+from skeino.errors import StoreUnavailableError
+from skeino.persistence.protocol import MetadataStoreProtocol, RunStart
+from skeino.persistence.repeating import PATIENCE, Attempts
 from skeino.runs import Run
 from skeino_asgi.correlation import correlation_of
 
 
 async def write_row(run: Run, store: MetadataStoreProtocol, worker_id: str, *, with_thread: bool = True) -> None:
     """Write the row; again, if need be: the store knows the run by its id, and it stays the worker's who tried first.
+
+    Where the store's answer is lost, it is asked again, for as long as `repeating.PATIENCE` says.
 
     Raises:
         ThreadNotFoundError, InvalidInputError, StoreUnavailableError: as `start_run`.
@@ -19,9 +25,7 @@ async def write_row(run: Run, store: MetadataStoreProtocol, worker_id: str, *, w
     thread_id = run.thread_id if with_thread else None
     if run.worker_id is None:
         run.worker_id = worker_id
-    await store.start_run(
-        run.run_id,
-        worker_id=run.worker_id,
+    start = RunStart(
         thread_id=thread_id,
         create_thread=run.creates_thread,
         owner=run.owner,
@@ -29,6 +33,16 @@ async def write_row(run: Run, store: MetadataStoreProtocol, worker_id: str, *, w
         kwargs=kwargs,
         created_at=run.started_at,
     )
+    began, attempts = time.monotonic(), None
+    while True:
+        try:
+            await store.start_run(run.run_id, worker_id=run.worker_id, **start)
+        except StoreUnavailableError as exc:
+            attempts = attempts or Attempts(PATIENCE, since=began)
+            if not await attempts.another(exc):
+                raise
+        else:
+            break
     run.write_row = None
     if thread_id is not None and run.creates_thread:
         run.mark_attached(thread_id)

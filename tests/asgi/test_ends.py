@@ -23,6 +23,7 @@ class Moody(InMemoryMetadataStore):
         super().__init__()
         self.failures: list[Exception] = []
         self.lost_answers = 0
+        self.starts: list[str] = []
 
     async def finish_run(self, finish: RunFinish) -> bool:
         if self.failures:
@@ -30,6 +31,7 @@ class Moody(InMemoryMetadataStore):
         return await super().finish_run(finish)
 
     async def start_run(self, run_id: str, *, worker_id: str, **start: Any) -> None:
+        self.starts.append(run_id)
         await super().start_run(run_id, worker_id=worker_id, **start)
         if self.lost_answers:
             self.lost_answers -= 1
@@ -58,8 +60,32 @@ def moody(monkeypatch: pytest.MonkeyPatch) -> Moody:
 MOODY = SkeinoSettings(checkpointer_scheme="moody")
 
 
-async def test_a_start_whose_answer_was_lost_leaves_no_run_running(moody: Moody) -> None:
-    moody.lost_answers = 1
+async def test_a_start_whose_answer_was_lost_is_tried_again_under_the_same_id(moody: Moody) -> None:
+    moody.lost_answers = 2
+    app = RunMiddleware(answering(), settings=MOODY)
+    async with connected(app) as client:
+        response = await client.post("/", headers={"X-Thread-ID": "t"})
+        assert response.status_code == 200
+        assert moody.starts == 3 * [response.headers["x-run-id"]]
+        (row,) = await moody.search_runs()
+        assert (await ended(moody, row["run_id"]))["status"] == "success"
+
+
+@pytest.mark.parametrize("last", [StoreUnavailableError("lost", maybe_done=True), StoreUnavailableError("away")])
+async def test_a_start_of_which_nothing_is_known_in_the_end_leaves_no_run_running(
+    moody: Moody, monkeypatch: pytest.MonkeyPatch, last: StoreUnavailableError
+) -> None:
+    monkeypatch.setattr("skeino_asgi.row.PATIENCE", 0.1)
+    start_run = moody.start_run
+
+    async def moody_for_long(run_id: str, **start: Any) -> None:
+        if moody.starts:
+            moody.starts.append(run_id)
+            raise last
+        moody.lost_answers = 1
+        await start_run(run_id, **start)
+
+    monkeypatch.setattr(moody, "start_run", moody_for_long)
     app = RunMiddleware(answering(), settings=MOODY)
     async with connected(app) as client:
         assert (await client.post("/", headers={"X-Thread-ID": "t"})).status_code == 503
@@ -67,6 +93,70 @@ async def test_a_start_whose_answer_was_lost_leaves_no_run_running(moody: Moody)
         row = await ended(moody, row["run_id"])
         assert row["error"] is not None
         assert (row["status"], row["error"]["code"]) == ("error", "store_unavailable")
+        assert set(moody.starts) == {row["run_id"]}
+
+
+async def test_a_start_that_was_refused_is_not_tried_again(moody: Moody, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def away(run_id: str, **start: Any) -> None:
+        moody.starts.append(run_id)
+        raise StoreUnavailableError("away")
+
+    monkeypatch.setattr(moody, "start_run", away)
+    async with connected(RunMiddleware(answering(), settings=MOODY)) as client:
+        assert (await client.post("/")).status_code == 503
+    assert len(moody.starts) == 1
+
+
+async def test_no_run_begins_while_too_many_ends_are_due_and_none_of_those_is_lost(
+    moody: Moody, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("skeino_asgi.ends.MOST_DUE", 5)
+    finish_run, away = moody.finish_run, [True]
+
+    async def finish(finish: RunFinish) -> bool:
+        if away:
+            raise StoreUnavailableError("away")
+        return await finish_run(finish)
+
+    monkeypatch.setattr(moody, "finish_run", finish)
+    app = RunMiddleware(answering(), settings=MOODY)
+    async with connected(app) as client:
+        answers = [await client.post("/") for _ in range(10)]
+        assert [answer.status_code for answer in answers] == [200] * 5 + [503] * 5
+        assert answers[-1].headers["retry-after"] == "1"
+        away.clear()
+        for answer in answers[:5]:
+            assert (await ended(moody, answer.headers["x-run-id"]))["status"] == "success"
+        assert (await client.post("/")).status_code == 200
+
+
+async def test_many_ends_that_are_due_are_written_together_once_the_store_is_back(
+    moody: Moody, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once, most = 0, 0
+    finish_run, away = moody.finish_run, [True]
+
+    async def slow(finish: RunFinish) -> bool:
+        nonlocal at_once, most
+        if away:
+            raise StoreUnavailableError("away")
+        at_once += 1
+        most = max(most, at_once)
+        await asyncio.sleep(0.01)
+        at_once -= 1
+        return await finish_run(finish)
+
+    monkeypatch.setattr(moody, "finish_run", slow)
+    tracker = RunTracker(MOODY)
+    async with tracker.lifespan():
+        opening = tracker.openings.here()
+        runs = [await tracker.run().__aenter__() for _ in range(500)]
+        ends = [opening.finish(run, _success()) for run in runs]
+        await opening.settled()
+        away.clear()
+        async with asyncio.timeout(5):
+            await asyncio.gather(*(end.written() for end in ends if end is not None))
+        assert most > 100
 
 
 @pytest.mark.parametrize("failure", [StoreError("refused"), StoreUnavailableError("away"), RuntimeError("a bug")])

@@ -16,7 +16,7 @@ from skeino import SkeinoSettings
 from skeino.errors import ConfigurationError, SkeinoError, StoreError, StoreUnavailableError
 from skeino.persistence import SqliteMetadataStore, open_persistence
 from skeino.runs import new_id
-from skeino.testing import everything, finished, started
+from skeino.testing import ending, everything, finished, started
 
 
 def settings_for(uri: object, **options: Any) -> SkeinoSettings:
@@ -122,6 +122,28 @@ async def test_many_who_wait_for_a_lock_wait_no_longer_than_one(tmp_path: Path) 
             assert all(isinstance(result, StoreUnavailableError) for result in results)
             assert time.monotonic() - begin < 3, "the waits of one writer thread add up"
         await finished(persistence.metadata_store, "t")
+
+
+async def test_a_full_disk_is_a_typed_error_and_the_file_is_used_again(tmp_path: Path) -> None:
+    async with open_persistence(settings_for(tmp_path / "skeino.db")) as persistence:
+        store = persistence.metadata_store
+        assert isinstance(store, SqliteMetadataStore)
+        kept = await started(store, "t")
+
+        def no_more_pages(connection: sqlite3.Connection) -> int:
+            pages: int = connection.execute("PRAGMA page_count").fetchone()[0]
+            connection.execute(f"PRAGMA max_page_count = {pages}")
+            return pages
+
+        await store._database.write(no_more_pages)
+        with pytest.raises(StoreUnavailableError, match="SQLITE_FULL") as failed:
+            await started(store, "t", metadata={"much": 50_000 * "x"})
+        assert not failed.value.maybe_done
+        with pytest.raises(StoreUnavailableError, match="SQLITE_FULL"):
+            await asyncio.gather(*(started(store, "t", metadata={"much": 10_000 * "x"}) for _ in range(3)))
+        assert await store.finish_run(ending(kept)), "what takes no more room is written"
+        await store._database.write(lambda connection: connection.execute("PRAGMA max_page_count = 1000000").close())
+        await finished(store, "t")
 
 
 async def test_a_file_that_has_all_is_opened_while_another_process_writes(tmp_path: Path) -> None:

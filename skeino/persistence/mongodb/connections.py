@@ -51,6 +51,7 @@ T = TypeVar("T")
 _AUTHENTICATION_FAILED: Final = (18, 8000)
 _UNAUTHORIZED: Final = 13
 _TRANSIENT: Final = (6, 7, 24, 46, 89, 91, 112, 134, 189, 251, 262, 9001, 10107, 11600, 11602, 13435, 13436)
+_DISK_FULL: Final = 14031
 _TOO_LARGE: Final = (10334, 17280, 17419, 17420)
 
 
@@ -324,6 +325,8 @@ def _translated(exc: PyMongoError, place: str) -> StoreError:
             )
         if exc.code in _TOO_LARGE:
             return StoreError(f"MongoDB at {place} stores no document of more than 16 MiB.")
+        if exc.code == _DISK_FULL:
+            return StoreUnavailableError(f"MongoDB at {place} has no space left ({_code(exc)}): try again.")
         if exc.code in _TRANSIENT:
             return StoreUnavailableError(f"MongoDB at {place} failed ({_code(exc)}): try again.", maybe_done=True)
     transient = ("TransientTransactionError", "UnknownTransactionCommitResult", "RetryableWriteError")

@@ -9,7 +9,7 @@ import types
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import psycopg
 from psycopg import AsyncConnection, conninfo, errors
@@ -24,11 +24,13 @@ from skeino.errors import (
     StoreUnavailableError,
 )
 from skeino.persistence.postgres import schema
-from skeino.persistence.postgres.session import POOL_SETTINGS, Session, is_alive
+from skeino.persistence.postgres.session import POOL_SETTINGS, Session, hung_up_after, is_alive
 from skeino.persistence.postgres.writer import Writer
 from skeino.persistence.registry import CheckpointerSpec
+from skeino.persistence.repeating import repeated
 from skeino.persistence.versions import SchemaState
 
+T = TypeVar("T")
 Connection = AsyncConnection[DictRow]
 
 NUMBER: Final = (int, float)
@@ -52,6 +54,9 @@ and no pipeline mode, which break behind it; bounded waits, where psycopg_pool's
 _KEEPALIVE: Final = {"keepalives": 1, "keepalives_idle": 30, "keepalives_interval": 5, "keepalives_count": 3}
 _TCP_USER_TIMEOUT_MS: Final = 10_000  # a link that was dropped in silence is given up after this long
 
+_CONNECTION_LOST: Final = ("08", "57P")  # the classes of connections' failures, and of a server that goes or comes
+_PROBLEMS: Final = {"53100": "has no space left", "53200": "is out of memory", "53300": "has no connection left"}
+
 
 class PostgresDatabase:
     """The open pool. `open_database` makes it."""
@@ -72,9 +77,17 @@ class PostgresDatabase:
         """Host, port and database, for messages."""
         self.pipeline = pipeline
         self._operation_timeout = operation_timeout
+        self._patience = min(pool.timeout, operation_timeout)  # what has taken too long is not begun again
         self._returning: set[asyncio.Future[None]] = set()
-        self._session = Session(connect, patience=pool.timeout)
-        self.writer = Writer(self.fetch, self._fetch_in_session, lambda: self._session.is_own, place, operation_timeout)
+        self._session = Session(connect, patience=pool.timeout, limit=operation_timeout)
+        self.writer = Writer(
+            self.fetch,
+            self._fetch_in_session,
+            lambda: self._session.is_own,
+            place,
+            operation_timeout=operation_timeout,
+            patience=self._patience,
+        )
 
     async def keeps_plans(self, connection: Connection) -> bool:
         """Whether what is executed with `prepare=True` on this connection is, and planned once: if no pooler stands
@@ -113,7 +126,8 @@ class PostgresDatabase:
             async with asyncio.timeout(self._operation_timeout):
                 connection = await self._checked_out()
                 try:
-                    yield connection
+                    with hung_up_after(self._operation_timeout, connection):
+                        yield connection
                 except errors.ReadOnlySqlTransaction:  # a standby: the pool must look for the new primary
                     await connection.close()
                     raise
@@ -144,11 +158,23 @@ class PostgresDatabase:
             await connection.close()
             await self._give_back(connection)  # which makes the pool open another
 
-    async def fetch(self, statement: str, values: Mapping[str, Any]) -> list[DictRow]:
-        """The rows of one statement, which is a transaction of its own."""
+    async def fetch(self, statement: str, values: Mapping[str, Any], *, repeatable: bool = False) -> list[DictRow]:
+        """The rows of one statement, which is a transaction of its own.
+
+        Args:
+            statement: the SQL.
+            values: its parameters.
+            repeatable: a second time changes nothing: it is run again if the connection is lost meanwhile.
+        """
+        if repeatable:
+            return await self.repeated(lambda: self.fetch(statement, values))
         async with self.connection() as connection:
             cursor = await connection.execute(statement, values)  # type: ignore[call-overload,unused-ignore]
             return await cursor.fetchall() if cursor.description else []
+
+    async def repeated(self, operation: Callable[[], Awaitable[T]]) -> T:
+        """What an operation results in of which a second time changes nothing; it takes a connection each time."""
+        return await repeated(operation, patience=self._patience)
 
     async def _fetch_in_session(self, statement: str, values: Mapping[str, Any]) -> list[DictRow]:
         """As `fetch`, on the writer's own connection."""
@@ -249,11 +275,13 @@ def translated_errors(place: str) -> Iterator[None]:
             "set-up once as a role that may CREATE."
         ) from exc
     except errors.ReadOnlySqlTransaction as exc:
-        raise StoreUnavailableError(f"PostgreSQL at {place} is read-only now ({_code(exc)}): try again.") from exc
+        error: StoreError = StoreUnavailableError(f"PostgreSQL at {place} is read-only now ({_code(exc)}): try again.")
+        error.sqlstate = exc.sqlstate
+        raise error from exc
     except (psycopg.OperationalError, psycopg.InterfaceError) as exc:
-        error: StoreError = StoreUnavailableError(
-            f"PostgreSQL at {place} failed ({_code(exc)}): try again.", maybe_done=True
-        )
+        problem = _PROBLEMS.get(exc.sqlstate or "", "failed")
+        error = StoreUnavailableError(f"PostgreSQL at {place} {problem} ({_code(exc)}): try again.")
+        error.maybe_done = _is_lost(exc)
         error.sqlstate = exc.sqlstate
         raise error from exc
     except psycopg.Error as exc:
@@ -297,6 +325,14 @@ def address_of(
         raise StoreUnavailableError(f"PostgreSQL at {place} cannot be reached: {problem}.")
 
     return options, place, parameters, connect
+
+
+def _is_lost(exc: psycopg.Error) -> bool:
+    """Whether the connection broke, and an answer with it: what the server refuses, it has undone.
+
+    https://www.postgresql.org/docs/current/errcodes-appendix.html
+    """
+    return exc.sqlstate is None or exc.sqlstate.startswith(_CONNECTION_LOST)
 
 
 def _code(exc: psycopg.Error) -> str:

@@ -137,17 +137,27 @@ class PostgresDatabaseSaver(AsyncPostgresSaver):
         limit: int | None = None,
     ) -> AsyncIterator[CheckpointTuple]:
         async def read(after: Place | None, size: int) -> Sequence[CheckpointTuple]:
-            async with self._cursor() as cursor:
-                rows = await reading.page(cursor, self, config, filter, before, after, size)
+            rows = await self._read(lambda cursor: reading.page(cursor, self, config, filter, before, after, size))
             return await self._loaded(rows)  # the connection is back in the pool by now
 
         async for checkpoint in paged(read, limit):
             yield checkpoint
 
     async def _row_of(self, config: RunnableConfig) -> Sequence[DictRow]:
-        async with self._cursor() as cursor:
+        async def read(cursor: AsyncCursor[DictRow]) -> list[DictRow]:
             prepare = await self.database.keeps_plans(cursor.connection)
             return await reading.one(cursor, self, config, prepare=prepare)
+
+        return await self._read(read)
+
+    async def _read(self, read: Callable[[AsyncCursor[DictRow]], Awaitable[list[DictRow]]]) -> list[DictRow]:
+        """What is read; again, if the connection is lost meanwhile."""
+
+        async def once() -> list[DictRow]:
+            async with self._cursor() as cursor:
+                return await read(cursor)
+
+        return await self.database.repeated(once)
 
     async def _with_kept_plans(self, operation: Callable[[], Awaitable[T]]) -> T:
         """The operation's result; a second time without, if there is a pooler, after all."""

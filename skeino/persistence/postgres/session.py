@@ -7,10 +7,13 @@ must suit a table that grows: this session's settings leave the planner none tha
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import select
+import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import psycopg
@@ -39,6 +42,9 @@ POOL_SETTINGS: Final = """
 """
 """Of a connection that reads, which keeps the plans of a few statements. What reads whole tables says otherwise."""
 
+_GRACE: Final = 1.0
+"""Seconds that the server has to cancel a statement, before the connection is hung up."""
+
 _LOST_PLANS: Final = (errors.InvalidSqlStatementName, errors.DuplicatePreparedStatement)
 LOST_PLANS: Final = tuple(error.sqlstate for error in _LOST_PLANS)
 """What a statement fails with whose plan is in another session. It was not run."""
@@ -52,11 +58,15 @@ class Session:
     Args:
         connect: opens a connection in autocommit mode, within a time limit.
         patience: seconds in which a server that cannot be reached is tried again, as a pool would.
+        limit: seconds that a statement may take, by its caller.
     """
 
-    def __init__(self, connect: Callable[[], Awaitable[Connection]], *, patience: float) -> None:
+    def __init__(
+        self, connect: Callable[[], Awaitable[Connection]], *, patience: float, limit: float = float("inf")
+    ) -> None:
         self._connect = connect
         self._patience = patience
+        self._limit = limit
         self._connection: Connection | None = None
         self.is_own = False
         """Whether the server's session is this connection's alone, as far as is known, and has `SETTINGS`."""
@@ -97,8 +107,9 @@ class Session:
 
     async def _rows(self, connection: Connection, statement: str, values: Mapping[str, Any]) -> list[DictRow]:
         try:
-            cursor = await connection.execute(statement, values, prepare=self.is_own)  # type: ignore[call-overload,unused-ignore]
-            return await cursor.fetchall() if cursor.description else []
+            with hung_up_after(self._limit, connection):
+                cursor = await connection.execute(statement, values, prepare=self.is_own)  # type: ignore[call-overload,unused-ignore]
+                return await cursor.fetchall() if cursor.description else []
         except errors.ReadOnlySqlTransaction:  # a standby: look for the new primary
             await self.close()
             raise
@@ -143,6 +154,28 @@ async def is_own_session(connection: Connection) -> bool:
     cursor = await connection.execute("SELECT pg_backend_pid() AS pid")
     row = await cursor.fetchone()
     return row is not None and row["pid"] == connection.info.backend_pid
+
+
+@contextmanager
+def hung_up_after(seconds: float, connection: AsyncConnection[Any]) -> Iterator[None]:
+    """Hang up soon after a statement should have been given up: its connection is of no use any more then.
+
+    Whoever is cancelled while a statement runs has it cancelled in the server, and waits for that. A network that
+    swallows everything never brings the answer, and some versions of psycopg wait for ever.
+    """
+    if seconds == float("inf"):
+        yield
+        return
+    timer = asyncio.get_running_loop().call_later(seconds + _GRACE, _hang_up, connection)
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _hang_up(connection: AsyncConnection[Any]) -> None:
+    with suppress(OSError, psycopg.Error), socket.socket(fileno=os.dup(connection.fileno())) as line:
+        line.shutdown(socket.SHUT_RDWR)  # what waits for the server reads the end of the stream
 
 
 def is_alive(connection: AsyncConnection[Any]) -> bool:

@@ -183,7 +183,7 @@ class MetadataStore:
     async def _keep_aside(self, finish: RunFinish, values: dict[str, Any]) -> bool:
         """Keep an end that changed nothing, unless it had ended the run itself, before: whether it had."""
         values["late_outcome"] = Jsonb(late_outcome_of(finish))
-        return bool(await self._database.fetch(KEEP_LATE_OUTCOME, values))
+        return bool(await self._database.fetch(KEEP_LATE_OUTCOME, values, repeatable=True))
 
     async def interrupt_runs(self, worker_id: str, error: RunError) -> int:
         validate_id(worker_id, "worker_id")
@@ -202,18 +202,21 @@ class MetadataStore:
 
     async def get_run(self, run_id: str, *, owner: OwnerFilter = ANY_OWNER) -> RunRow | None:
         where, values = where_one("run_id", validate_run_id(run_id), owner)
-        rows = await self._database.fetch(f"{SELECT_RUNS} {where}", values)
+        rows = await self._database.fetch(f"{SELECT_RUNS} {where}", values, repeatable=True)
         return run_of(rows[0]) if rows else None
 
     async def search_runs(self, **search: Unpack[RunSearch]) -> list[RunRow]:
         clauses, values = search_clauses(run_query(search), id_column="run_id", id_type="uuid", busy=None)
-        return [run_of(row) for row in await self._database.fetch(f"{SELECT_RUNS} {clauses}", values)]
+        rows = await self._database.fetch(f"{SELECT_RUNS} {clauses}", values, repeatable=True)
+        return [run_of(row) for row in rows]
 
     async def update_run(self, run_id: str, *, metadata: Mapping[str, Any], owner: OwnerFilter = ANY_OWNER) -> RunRow:
         where, values = where_one("run_id", validate_run_id(run_id), owner)
         values["metadata"] = Jsonb(validate_json_object(metadata, "metadata"))
         rows = await self._database.fetch(
-            f"UPDATE app_runs SET metadata = metadata || %(metadata)s {where} RETURNING {RUN_FIELDS}", values
+            f"UPDATE app_runs SET metadata = metadata || %(metadata)s {where} RETURNING {RUN_FIELDS}",
+            values,
+            repeatable=True,
         )
         if not rows:
             raise RunNotFoundError(f"There is no run {run_id}.")
@@ -239,12 +242,13 @@ class MetadataStore:
 
     async def get_thread(self, thread_id: str, *, owner: OwnerFilter = ANY_OWNER) -> ThreadRow | None:
         where, values = where_one("thread_id", validate_thread_id(thread_id), owner)
-        rows = await self._database.fetch(f"{SELECT_THREADS} {where}", values)
+        rows = await self._database.fetch(f"{SELECT_THREADS} {where}", values, repeatable=True)
         return thread_of(rows[0]) if rows else None
 
     async def search_threads(self, **search: Unpack[ThreadSearch]) -> list[ThreadRow]:
         clauses, values = search_clauses(thread_query(search), id_column="thread_id", id_type="text", busy=IS_BUSY)
-        return [thread_of(row) for row in await self._database.fetch(f"{SELECT_THREADS} {clauses}", values)]
+        rows = await self._database.fetch(f"{SELECT_THREADS} {clauses}", values, repeatable=True)
+        return [thread_of(row) for row in rows]
 
     async def update_thread(
         self,
@@ -267,6 +271,7 @@ class MetadataStore:
         rows = await self._database.fetch(
             f"UPDATE app_threads t SET {', '.join(changes)} {where} RETURNING {THREAD_FIELDS}",
             values,
+            repeatable=True,
         )
         if not rows:
             raise ThreadNotFoundError(f"There is no thread {thread_id!r}.")

@@ -2,7 +2,7 @@
 
 Each statement is a transaction of its own. A statement that fails leaves nothing behind, so its members are then
 written one by one, each with its own answer: so one bad row fails nobody else, and a row that another session holds
-locked keeps nobody else waiting.
+locked keeps nobody else waiting. All of them may be run twice: a statement whose connection was lost is run again.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from skeino.errors import SchemaError, StoreError, StoreUnavailableError
 from skeino.persistence.group_commit import GroupCommit
 from skeino.persistence.postgres.batches import NOTHING, Kind, Values
 from skeino.persistence.postgres.session import PATIENCE
+from skeino.persistence.repeating import Attempts
 
 T = TypeVar("T")
 Rows = list[DictRow]
@@ -33,6 +34,7 @@ _ATTEMPTS: Final = 20
 _LOST: Final = ("40P01", "23503")  # deadlock detected; foreign key violation: the thread went away meanwhile
 _COLLIDED: Final = ("40P01", "40001")  # deadlock detected; serialisation failure
 _MAY_BE_ONE: Final = ("55P03", "57014", "54000")  # no lock in time; statement_timeout; too large
+_READ_ONLY: Final = "25006"  # a server that is not the primary any more: the next connection may find the new one
 
 
 class Writer:
@@ -45,6 +47,7 @@ class Writer:
             say so.
         place: names the database, for messages.
         operation_timeout: seconds that a write may take, its wait for the others included.
+        patience: seconds in which a statement is run again whose connection was lost.
     """
 
     def __init__(
@@ -53,13 +56,16 @@ class Writer:
         fetch_together: Fetch,
         has_patience: Callable[[], bool],
         place: str,
+        *,
         operation_timeout: float,
+        patience: float,
     ) -> None:
         self._fetch = fetch
         self._fetch_together = fetch_together
         self._has_patience = has_patience
         self._place = place
         self._operation_timeout = operation_timeout
+        self._patience = patience
         self._group: GroupCommit[_Write] = GroupCommit(
             self._write_batch, f"PostgreSQL at {place}", patience=operation_timeout
         )
@@ -126,11 +132,10 @@ class Writer:
     async def _write_many(self, kind: Kind, writes: Sequence[_Write]) -> dict[Hashable, Any]:
         """The answers by key."""
         assert kind.many is not None
-        alone = len(writes) == 1 and kind.one is not None and self._has_patience()
+        attempts = Attempts(self._patience)
         for _ in range(_ATTEMPTS):
             try:
-                if alone:
-                    assert kind.one is not None
+                if len(writes) == 1 and kind.one is not None and self._has_patience():
                     return {writes[0].keys[0]: await self._fetch_together(kind.one, kind.of_one(writes[0].values))}
                 values = kind.arrays([write.values for write in writes])
                 values["patience"] = f"{round(1000 * PATIENCE)}ms"
@@ -138,7 +143,7 @@ class Writer:
             except (StoreUnavailableError, SchemaError) as exc:
                 if exc.sqlstate in _MAY_BE_ONE:
                     break
-                if exc.sqlstate not in _COLLIDED:
+                if exc.sqlstate not in _COLLIDED and not await _again(attempts, exc):
                     return {write.keys[0]: exc for write in writes}
             except Exception:  # one of them is bad: written alone, it gets its own error
                 break
@@ -181,7 +186,13 @@ class Writer:
             statement, values = kind.many, {**kind.arrays([write.values]), "patience": None}
         else:
             return []
-        return await repeated(lambda: self._fetch(statement, values))
+        attempts = Attempts(self._patience)
+        while True:
+            try:
+                return await repeated(lambda: self._fetch(statement, values))
+            except StoreUnavailableError as exc:
+                if not await _again(attempts, exc):
+                    raise
 
     def _forget(self, write: _Write, task: asyncio.Task[Rows]) -> None:
         for key in write.keys:
@@ -203,7 +214,12 @@ class _Write(NamedTuple):
 
 def _is_away(answer: Any) -> bool:
     """Whether it says that the server cannot be reached, or is too slow."""
-    return isinstance(answer, StoreUnavailableError) and answer.sqlstate is None
+    return isinstance(answer, StoreUnavailableError) and (answer.sqlstate in (None, _READ_ONLY) or answer.maybe_done)
+
+
+async def _again(attempts: Attempts, exc: StoreError) -> bool:
+    """Whether to run the statement again: its connection was lost, or leads to a server that has become a standby."""
+    return isinstance(exc, StoreUnavailableError) and await attempts.another(exc, undone=exc.sqlstate == _READ_ONLY)
 
 
 def _statements(writes: Sequence[_Write]) -> Iterator[tuple[Kind, list[int]]]:

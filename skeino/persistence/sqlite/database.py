@@ -229,7 +229,10 @@ def translated_errors(path: Path) -> Iterator[None]:
     except sqlite3.OperationalError as exc:
         if "no such table" in str(exc) or "no such column" in str(exc):
             raise SchemaError(f"The SQLite file {path} lacks skeino's tables: open it with setup_schema=True.") from exc
-        raise StoreUnavailableError(f"The SQLite file {path} cannot be used now: {_reason(exc)}.") from exc
+        raise StoreUnavailableError(
+            f"The SQLite file {path} cannot be used now: {_reason(exc)}.",
+            maybe_done=_reason(exc).startswith("SQLITE_IOERR"),  # of a disk that fails while it commits
+        ) from exc
     except sqlite3.ProgrammingError as exc:
         if "closed" in str(exc):
             raise StoreUnavailableError(f"The SQLite file {path} is closed.") from exc
