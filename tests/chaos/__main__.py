@@ -10,7 +10,19 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.table import Table
 
-from tests.chaos import blocked, cold_starts, hostile, kills, restarts, state_machine, stops, turns
+from tests.chaos import (
+    blocked,
+    cold_starts,
+    hostile,
+    kills,
+    leaving,
+    points,
+    resets,
+    restarts,
+    state_machine,
+    stops,
+    turns,
+)
 from tests.servers.process import ServerUnavailableError
 
 
@@ -31,6 +43,9 @@ HARNESSES: dict[str, Harness] = {
     "restarts": restarts,
     "blocked": blocked,
     "turns": turns,
+    "resets": resets,
+    "points": points,
+    "leaving": leaving,
     "hostile": hostile,
     "model": state_machine,
 }

@@ -12,9 +12,9 @@ import signal
 import sqlite3
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +44,17 @@ class Place:
     uri: str
     go_away: Callable[[], None]
     come_back: Callable[[], None]
+    lease: float = LEASE
+    options: Mapping[str, Any] = field(default_factory=dict)
 
-    def settings(self, lease: float = LEASE) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """Of `SkeinoSettings`."""
-        return {"checkpointer_scheme": self.scheme, "checkpointer_uri": self.uri, "lease_seconds": lease}
+        return {
+            "checkpointer_scheme": self.scheme,
+            "checkpointer_uri": self.uri,
+            "checkpointer_options": {**self.options},
+            "lease_seconds": self.lease,
+        }
 
 
 @contextmanager
@@ -157,7 +164,7 @@ class Worker:
         await self.gone()
 
     async def gone(self) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await self._gone.wait()
         await asyncio.to_thread(self.process.join)
         self.process.close()
@@ -187,6 +194,12 @@ class Fleet:
         for begin in range(0, len(ids), 500):
             some = await self.store.search_runs(ids=ids[begin : begin + 500], limit=500)
             found |= {row["run_id"]: row for row in some}
+        return found
+
+    async def all_rows(self) -> dict[str, RunRow]:
+        found: dict[str, RunRow] = {}
+        while page := await self.store.search_runs(sort_by="run_id", sort_order="asc", limit=1000, offset=len(found)):
+            found |= {row["run_id"]: row for row in page}
         return found
 
     async def active_of(self, workers: Iterable[Worker]) -> list[RunRow]:
@@ -243,17 +256,20 @@ def somewhere(least: float, most: float) -> float:
     return random.uniform(least, most)
 
 
-def add_arguments(parser: argparse.ArgumentParser, times: int) -> None:
-    parser.add_argument("--scheme", action="append", choices=SCHEMES, help="only on this; may be given several times")
+def add_arguments(parser: argparse.ArgumentParser, times: int, schemes: Sequence[str] = SCHEMES) -> None:
+    parser.add_argument("--scheme", action="append", choices=schemes, help="only on this; may be given several times")
     parser.add_argument("--times", type=int, default=times, help=f"how often, on each (default {times})")
 
 
 def on_each(
-    arguments: argparse.Namespace, console: Console, harness: Callable[[Fleet, int], Awaitable[dict[str, Any]]]
+    arguments: argparse.Namespace,
+    console: Console,
+    harness: Callable[[Fleet, int], Awaitable[dict[str, Any]]],
+    schemes: Sequence[str] = SCHEMES,
 ) -> dict[str, Any]:
     """The harness's figures on each scheme, and what went wrong anywhere."""
     results: dict[str, Any] = {"lease_seconds": LEASE, "schemes": {}, "failures": []}
-    for scheme in arguments.scheme or SCHEMES:
+    for scheme in arguments.scheme or schemes:
         with console.status(f"{arguments.harness}, {scheme}"), place_of(scheme) as place:
             figures = asyncio.run(_once(place, arguments.times, harness))
         results["failures"] += [f"{scheme}: {sentence}" for sentence in figures.pop("failures")]

@@ -7,7 +7,8 @@ from rich.table import Table
 
 def table_of(title: str, result: dict[str, Any]) -> Table:
     """A row for each figure, a column for each scheme."""
-    table = Table(title=f"{title}; leases of {result['lease_seconds']:g} s")
+    lease = result["lease_seconds"]
+    table = Table(title=f"{title}; leases of {lease:g} s" if lease else title)
     schemes = result["schemes"]
     table.add_column("")
     for scheme in schemes:

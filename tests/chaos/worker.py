@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import secrets
 import time
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -41,8 +42,9 @@ class _Runs:
 
     async def go_on(self, tracker: RunTracker) -> None:
         while not self.leaving:
+            attempt = {"attempt": secrets.token_hex(8)}
             try:
-                async with tracker.run(thread_id=f"t{random.randrange(THREADS)}") as run:
+                async with tracker.run(thread_id=f"t{random.randrange(THREADS)}", metadata=attempt) as run:
                     self.say("started", run.run_id)
                     await self._work()
                 self.say("ended", run.run_id)
@@ -89,6 +91,7 @@ class _Said(logging.Handler):
 def work(load: Load, orders: Connection, events: Connection) -> None:
     """Track runs until told to leave."""
     logging.getLogger("skeino").addHandler(_Said(events))
+    logging.getLogger("psycopg").setLevel(logging.ERROR)  # it says of each broken connection that it is one
     with contextlib.suppress(BrokenPipeError):  # whoever listened has gone
         asyncio.run(_work(load, orders, events))
 

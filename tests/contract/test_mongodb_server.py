@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from pymongo import MongoClient
+from pymongo.errors import AutoReconnect
 
 from skeino import SkeinoSettings
 from skeino.errors import (
@@ -263,6 +264,23 @@ async def test_an_operation_that_takes_too_long_is_given_up(module_mongodb: str)
                     assert time.monotonic() - begin < 3
                 session.abort_transaction()
         await persistence.metadata_store.update_run(run_id, metadata={"a": 1})
+
+
+async def test_a_cancellation_that_is_lost_on_its_way_keeps_no_transaction_going(module_mongodb: str) -> None:
+    async with open_persistence(settings_for(module_mongodb, operation_timeout=0.3)) as persistence:
+        store = persistence.metadata_store
+        assert isinstance(store, MongoMetadataStore)
+
+        async def losing(session: Any) -> None:
+            try:
+                await asyncio.sleep(1)
+            except asyncio.CancelledError:
+                lost = AutoReconnect("lost")
+                lost._add_error_label("TransientTransactionError")
+                raise lost from None
+
+        with pytest.raises(StoreUnavailableError, match="in time"):
+            await store._database.transact(losing)
 
 
 async def test_an_exhausted_pool_is_a_typed_error_in_time(module_mongodb: str) -> None:

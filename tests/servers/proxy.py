@@ -26,7 +26,7 @@ Fault = Literal["unsent", "cut", "unanswered", "torn", "held", "late"]
 - "late": the answer takes `LATE` seconds more.
 """
 
-AMBIGUOUS: Final = frozenset({"unanswered", "torn", "held"})
+AMBIGUOUS: Final[frozenset[Fault]] = frozenset({"unanswered", "torn", "held"})
 """The server has had all of it, and the client does not know."""
 
 HELD: Final = 4.0

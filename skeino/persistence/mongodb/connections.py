@@ -168,9 +168,14 @@ class MongoDatabase:
             ContendedError: it has lost so often. Nothing was written.
         """
         begun = 0
+        clock = asyncio.get_running_loop().time
+        deadline: float | None = None
 
         async def once(session: AsyncClientSession) -> T:
-            nonlocal begun
+            nonlocal begun, deadline
+            deadline = deadline or clock() + self.operation_timeout
+            if clock() > deadline:  # whatever became of its cancellation: on Python 3.11 `wait_for` may lose one
+                raise TimeoutError
             if begun == times:
                 raise ContendedError
             begun += 1

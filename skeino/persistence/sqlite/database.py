@@ -107,8 +107,10 @@ class SqliteDatabase:
         patience = max(0.0, min(write.deadline for write in writes) - time.monotonic())
         # In tenths of a second: one text for all that come alone, which SQLite then need not compile again.
         connection.execute(f"PRAGMA busy_timeout = {100 * round(10 * patience)}")
-        connection.execute("BEGIN IMMEDIATE")  # a deferred one fails when it turns from reading to writing
+        if connection.in_transaction:  # one that could not even be rolled back: it would lock out everybody for ever
+            connection.execute("ROLLBACK")
         try:
+            connection.execute("BEGIN IMMEDIATE")  # a deferred one fails when it turns from reading to writing
             if len(writes) == 1:
                 answers = [writes[0].work(connection)]
             else:

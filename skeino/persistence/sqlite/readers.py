@@ -55,7 +55,10 @@ class Readers:
             finally:
                 connection.execute("ROLLBACK")
         finally:
-            self._idle.append(connection)
+            if connection.in_transaction:  # which nothing will end any more
+                connection.close()
+            else:
+                self._idle.append(connection)
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
