@@ -149,19 +149,7 @@ def _go(writer: asyncio.StreamWriter) -> None:
 async def _served(place: Place) -> AsyncIterator[int]:
     """The application on uvicorn, which leaves in order at the end."""
     port = free_port()
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("SKEINO_")}
-    settings = {
-        "SKEINO_CHECKPOINTER_SCHEME": place.scheme,
-        "SKEINO_CHECKPOINTER_URI": place.uri,
-        "SKEINO_LEASE_SECONDS": str(LEASE),
-    }
-    command = [sys.executable, "-m", "uvicorn", "--port", str(port), "--lifespan", "on", "--log-level", "critical"]
-    process = subprocess.Popen(
-        [*command, "tests.chaos.streaming:app"],
-        cwd=Path(__file__).parents[2],
-        env={**kept, **settings},
-        start_new_session=True,
-    )
+    process = _started(place, port)
     try:
         await until(lambda: process.poll() is not None or _listens(port), 30)
         assert process.poll() is None, "the server did not start"
@@ -172,6 +160,22 @@ async def _served(place: Place) -> AsyncIterator[int]:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def _started(place: Place, port: int) -> subprocess.Popen[bytes]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SKEINO_")}
+    settings = {
+        "SKEINO_CHECKPOINTER_SCHEME": place.scheme,
+        "SKEINO_CHECKPOINTER_URI": place.uri,
+        "SKEINO_LEASE_SECONDS": str(LEASE),
+    }
+    command = [sys.executable, "-m", "uvicorn", "--port", str(port), "--lifespan", "on", "--log-level", "critical"]
+    return subprocess.Popen(
+        [*command, "tests.chaos.streaming:app"],
+        cwd=Path(__file__).parents[2],
+        env={**kept, **settings},
+        start_new_session=True,
+    )
 
 
 def _listens(port: int) -> bool:

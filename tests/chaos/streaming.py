@@ -1,7 +1,7 @@
 """The application that clients leave: it streams what a graph says, to those who are still there.
 
-`/starlette` by Starlette's response, `/cancel` by the same with `on_disconnect="cancel"`, `/bare` without a look at whether
-anybody is there. Where state is kept stands in the environment.
+`/starlette` by Starlette's response, `/cancel` by the same with `on_disconnect="cancel"`, `/bare` without a look at
+whether anybody is there. Where state is kept stands in the environment.
 """
 
 from __future__ import annotations
