@@ -1,7 +1,8 @@
 """Each operation of a request fails once, before it is carried out or after: its run is told of as it was.
 
-A request works a graph, on a thread of its own. The n-th operation of it fails, for each n until there are no more: on
-SQLite the disk fails, on the others the connection is reset, by a proxy. Nothing is opened anew in between.
+A request works a graph, on a thread of its own. The n-th operation of it fails, for each n until there are no more, and
+then that and the next ones, which drivers do not make good themselves: on SQLite the disk fails, on the others the
+connection is reset, by a proxy. Nothing is opened anew in between.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import argparse
 import contextlib
 import itertools
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final, Literal, TypeVar
 
@@ -44,8 +45,8 @@ def table(result: dict[str, Any]) -> Table:
     return table_of("Operations that fail, before they are carried out and after", result)
 
 
-async def fail(fleet: Fleet, times: int, step: int = 1) -> dict[str, Any]:
-    """Go through all points so often; with a larger step, through some of them."""
+async def fail(fleet: Fleet, times: int, bursts: Sequence[int] = (1, 3)) -> dict[str, Any]:
+    """Go through all points so often, with so many failures in a row."""
     faults = Faults(fleet.place.scheme)
     place = replace(fleet.place, lease=0.0)
     with contextlib.ExitStack() as stack:
@@ -57,34 +58,35 @@ async def fail(fleet: Fleet, times: int, step: int = 1) -> dict[str, Any]:
             if isinstance(store := tracker.metadata_store, SqliteMetadataStore):
                 _let_the_disk_fail(store, faults)
             requests = Requests(fleet, tracker, faults)
-            for _ in range(times):
-                await requests.go_through("before", step)
-                await requests.go_through("after", step)
+            for _, burst in itertools.product(range(times), bursts):
+                await requests.go_through("before", burst)
+                await requests.go_through("after", burst)
     return requests.result
 
 
 class Faults:
-    """Lets one operation fail, the n-th from now on."""
+    """Lets operations fail, from the n-th from now on."""
 
     def __init__(self, scheme: str) -> None:
         self._scheme = scheme
-        self._left = 0
+        self._before = self._failing = 0
         self._when: When = "before"
         self.has_landed = False
 
-    def arm(self, when: When, point: int) -> None:
-        self._when, self._left, self.has_landed = when, point, False
+    def arm(self, when: When, point: int, burst: int) -> None:
+        self._when, self._before, self._failing, self.has_landed = when, point - 1, burst, False
 
     def disarm(self) -> None:
-        self._left = 0
+        self._failing = 0
 
     def of_next(self) -> When | None:
         """Whether and when the operation fails that is about to be done."""
-        if self._left == 0:
+        if self._failing == 0:
             return None
-        self._left -= 1
-        if self._left:
+        if self._before:
+            self._before -= 1
             return None
+        self._failing -= 1
         self.has_landed = True
         return self._when
 
@@ -98,6 +100,7 @@ class Requests:
 
     def __init__(self, fleet: Fleet, tracker: RunTracker, faults: Faults) -> None:
         self._fleet = fleet
+        self._tracker = tracker
         self._faults = faults
         self._graph = compiled(tracker.checkpointer)
         self._app = RunMiddleware(self._serve, tracker=tracker)
@@ -112,25 +115,30 @@ class Requests:
             "failures": [],
         }
 
-    async def go_through(self, when: When, step: int) -> None:
+    async def go_through(self, when: When, burst: int) -> None:
         """One request for each point, until one has fewer operations."""
-        for point in itertools.count(1, step):
-            self._faults.arm(when, point)
-            thread_id = f"t{next(self._numbers)}"
-            status = await self._answer(thread_id)
-            await until(lambda thread_id=thread_id: self._has_ended(thread_id), 10)  # type: ignore[misc]
+        for point in itertools.count(1):
+            self._faults.arm(when, point, burst)
+            name = f"r{next(self._numbers)}"
+            status = await self._answer(name, names_thread=point % 2 == 0)
+            await until(lambda: not self._tracker.openings.here()._ends, 10)
             self._faults.disarm()
-            for wrong in await self._wrong(thread_id, status):
+            for wrong in await self._wrong(name, status):
                 self.result["lost_doubled_or_contradicted"] += 1
-                self.result["failures"].append(f"operation {point} failed {when} it was done, status {status}: {wrong}")
+                what = f"operation {point} failed {when} it was done, {burst} in a row, status {status}"
+                self.result["failures"].append(f"{what}: {wrong}")
             if not self._faults.has_landed:
+                if status != 200:
+                    self.result["failures"].append(f"nothing fails any more, and a request is answered with {status}")
                 return
             self.result[f"failed_{when}"] += 1
             self.result[{200: "requests_served", 503: "requests_refused"}.get(status, "graphs_failed")] += 1
 
-    async def _answer(self, thread_id: str) -> int:
+    async def _answer(self, name: str, *, names_thread: bool) -> int:
         """The status; 500 if the application raises, as a server would have it."""
-        headers = [(b"x-thread-id", thread_id.encode())]
+        headers = [(b"x-request-id", name.encode())]
+        if names_thread:
+            headers.append((b"x-thread-id", name.encode()))
         scope = {"type": "http", "method": "POST", "path": "/", "headers": headers}
         sent: list[Any] = []
 
@@ -152,18 +160,15 @@ class Requests:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body"})
 
-    async def _has_ended(self, thread_id: str) -> bool:
-        rows = await self._fleet.store.search_runs(thread_id=thread_id)
-        return all(row["status"] not in ("pending", "running") for row in rows)
-
-    async def _wrong(self, thread_id: str, status: int) -> list[str]:
-        rows = await self._fleet.store.search_runs(thread_id=thread_id)
+    async def _wrong(self, name: str, status: int) -> list[str]:
+        rows = await self._fleet.store.search_runs(metadata={"request_id": name})
         expected = ["success"] if status == 200 else ["error"]
         wrong = []
         if [row["status"] for row in rows] != expected and (status != 503 or rows):
             wrong.append(f"the runs are {[(row['status'], row['error']) for row in rows]}")
         if late := [row["late_outcome"] for row in rows if row["late_outcome"] is not None]:
             wrong.append(f"an end was taken for late: {late}")
+        thread_id = next((row["thread_id"] for row in rows if row["thread_id"] is not None), name)
         state = await self._graph.aget_state({"configurable": {"thread_id": thread_id}})
         words = state.values.get("words", [])
         if words != WORDS[: len(words)] or (status == 200 and words != WORDS) or (status == 503 and words):

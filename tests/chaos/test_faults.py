@@ -11,6 +11,7 @@ from tests.chaos.leaving import leave
 from tests.chaos.points import fail
 from tests.chaos.resets import reset
 from tests.contract.backends import DURABLE, MONGODB, POSTGRES
+from tests.servers.proxy import PAUSES_OF_PYMONGO
 
 pytestmark = pytest.mark.slow
 
@@ -32,9 +33,13 @@ async def test_connections_that_are_reset_lose_double_and_contradict_nothing(pla
     assert result["ambiguous"] > 0
 
 
-async def test_whichever_operation_fails_the_run_is_told_of_as_it_was(place: Place) -> None:
+async def test_whichever_operation_fails_the_run_is_told_of_as_it_was(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for pause in PAUSES_OF_PYMONGO:
+        monkeypatch.setattr(pause, 0.02)
     async with fleet_at(place) as fleet:
-        result = await fail(fleet, 1, step=4 if place.scheme == "mongodb" else 1)
+        result = await fail(fleet, 1)
     assert result["failures"] == []
     assert result["failed_before"] > 0
     assert result["failed_after"] > 0

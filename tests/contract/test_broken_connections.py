@@ -15,14 +15,9 @@ from skeino import SkeinoSettings, StoreUnavailableError
 from skeino.persistence import Persistence, open_persistence
 from skeino.testing import ending, started, the_run
 from tests.contract.backends import MONGODB, POSTGRES, empty, empty_mongodb
-from tests.servers.proxy import Fault, Proxy, Script, proxy_to, through
+from tests.servers.proxy import PAUSES_OF_PYMONGO, Fault, Proxy, Script, proxy_to, through
 
 BREAKS: list[Any] = [fault for fault in get_args(Fault) if fault not in ("held", "late")]
-# PyMongo waits half a second after each: two kinds are enough there.
-ON_EACH = [
-    *(pytest.param("postgres", fault, marks=pytest.mark.postgres) for fault in BREAKS),
-    *(pytest.param("mongodb", fault, marks=pytest.mark.mongodb) for fault in ("unsent", "unanswered")),
-]
 
 
 class Broken:
@@ -53,7 +48,9 @@ class Broken:
 
 
 @pytest.fixture(params=[POSTGRES, MONGODB])
-def broken(request: pytest.FixtureRequest) -> Iterator[Broken]:
+def broken(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Broken]:
+    for pause in PAUSES_OF_PYMONGO:
+        monkeypatch.setattr(pause, 0.02)
     uri = request.getfixturevalue("module_database" if request.param == "postgres" else "module_mongodb")
     script = Script(request.param)
     with proxy_to(uri, script) as proxy:
@@ -65,7 +62,7 @@ def config(thread_id: str) -> Any:
     return {"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}
 
 
-@pytest.mark.parametrize(("broken", "fault"), ON_EACH, indirect=["broken"])
+@pytest.mark.parametrize("fault", BREAKS)
 async def test_a_run_lives_on_however_often_its_connections_break(broken: Broken, fault: Fault) -> None:
     async with broken.opened() as persistence:
         store = persistence.metadata_store
@@ -89,7 +86,7 @@ async def test_a_run_lives_on_however_often_its_connections_break(broken: Broken
         assert len(await store.search_threads()) == 2
 
 
-@pytest.mark.parametrize(("broken", "fault"), ON_EACH, indirect=["broken"])
+@pytest.mark.parametrize("fault", BREAKS)
 async def test_checkpoints_are_stored_and_read_though_connections_break(broken: Broken, fault: Fault) -> None:
     async with broken.opened() as persistence:
         saver = persistence.checkpointer

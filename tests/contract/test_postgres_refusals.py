@@ -86,13 +86,15 @@ async def test_after_a_failover_the_new_primary_is_found(private_postgres_server
         with psycopg.connect(private_postgres_server.dsn, autocommit=True) as connection:
             connection.execute("ALTER SYSTEM SET default_transaction_read_only = on")
             connection.execute("SELECT pg_reload_conf()")
-            await asyncio.sleep(0.3)
-            writing = [asyncio.ensure_future(store.finish_run(ending(run_id))), asyncio.ensure_future(started(store))]
-            await asyncio.sleep(0.5)
-            assert not any(one.done() for one in writing)
-            connection.execute("SET default_transaction_read_only = off")
-            connection.execute("ALTER SYSTEM RESET default_transaction_read_only")
-            connection.execute("SELECT pg_reload_conf()")
+            try:
+                await asyncio.sleep(0.3)
+                writing = [asyncio.ensure_future(one) for one in (store.finish_run(ending(run_id)), started(store))]
+                await asyncio.sleep(0.5)
+                assert not any(one.done() for one in writing)
+            finally:
+                connection.execute("SET default_transaction_read_only = off")
+                connection.execute("ALTER SYSTEM RESET default_transaction_read_only")
+                connection.execute("SELECT pg_reload_conf()")
         async with asyncio.timeout(5):
             assert (await asyncio.gather(*writing))[0] is True
 

@@ -29,6 +29,9 @@ Fault = Literal["unsent", "cut", "unanswered", "torn", "held", "late"]
 AMBIGUOUS: Final[frozenset[Fault]] = frozenset({"unanswered", "torn", "held"})
 """The server has had all of it, and the client does not know."""
 
+PAUSES_OF_PYMONGO: Final = ("pymongo.common.MIN_HEARTBEAT_INTERVAL", "pymongo.network_layer._POLL_TIMEOUT")
+"""Half a second each, after each connection that broke; tests that break many make them shorter."""
+
 HELD: Final = 4.0
 LATE: Final = 0.1
 _AT_ONCE: Final = 0.001  # after what was let through
