@@ -4,13 +4,14 @@ PYTHON    ?= python3
 DEMO_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
+CHAOS_ARGS ?=
 
 VENV   := .venv
 BIN    := $(VENV)/bin
 SOURCE := $(wildcard skeino skeino_asgi tests examples benchmarks)
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test check conformance matrices bench clean
+.PHONY: help demo test check conformance matrices bench chaos clean
 
 help:
 	@echo "make demo    serve the demonstration application (DEMO_ARGS=...)"
@@ -19,6 +20,7 @@ help:
 	@echo "make conformance   run LangGraph's test-suite on every saver and write docs/conformance.md"
 	@echo "make matrices      write the tables of docs/frameworks.md and docs/endings.md"
 	@echo "make bench   measure what it costs, beside other ways (BENCH_ARGS=...)"
+	@echo "make chaos   kill, hinder and fuzz it, at length (CHAOS_ARGS=... for all harnesses)"
 	@echo "make clean   remove .venv, caches and build products"
 	@echo "Another interpreter: make test PYTHON=python3.12"
 
@@ -43,6 +45,11 @@ matrices: $(VENV)/.test-installed
 
 bench: $(VENV)/.test-installed
 	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+chaos: $(VENV)/.test-installed
+	@status=0; for harness in $$($(BIN)/python -m tests.chaos --names); do \
+		$(BIN)/python -m tests.chaos $$harness $(CHAOS_ARGS) || status=1; \
+	done; exit $$status
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov build dist

@@ -53,12 +53,18 @@ HARNESSES: dict[str, Harness] = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
-    names = parser.add_subparsers(dest="harness", required=True)
+    parser.add_argument("--names", action="store_true", help="print the harnesses' names")
+    names = parser.add_subparsers(dest="harness")
     for name, harness in HARNESSES.items():
         one = names.add_parser(name, help=(harness.__doc__ or "").splitlines()[0], description=harness.__doc__)
         one.add_argument("--json", action="store_true", help="print JSON instead of a table")
         harness.add_arguments(one)
     arguments = parser.parse_args()
+    if arguments.names:
+        print(*HARNESSES)
+        return 0
+    if arguments.harness is None:
+        parser.error("name a harness")
     harness = HARNESSES[arguments.harness]
     try:
         result = harness.run(arguments, Console(stderr=True))
