@@ -120,7 +120,7 @@ class Requests:
         for point in itertools.count(1):
             self._faults.arm(when, point, burst)
             name = f"r{next(self._numbers)}"
-            status = await self._answer(name, names_thread=point % 2 == 0)
+            status = await self._answer(name, names_thread=burst == 1)
             await until(lambda: not self._tracker.openings.here()._ends, 10)
             self._faults.disarm()
             for wrong in await self._wrong(name, status):
