@@ -84,6 +84,34 @@ class SearchingContract:
         assert await threads_like(store, metadata={key: "v", "shared": True}) == [f"t{KEYS.index(key)}"]
         assert await threads_like(store, metadata={key: None}) == []
 
+    async def test_a_metadata_filter_tells_long_texts_apart(self, store: MetadataStoreProtocol) -> None:
+        texts = ["é" * 99, "é" * 100, "é" * 101, "é" * 5000, "é" * 5000 + "x"]
+        for number, text in enumerate(texts):
+            await store.create_thread(f"t{number}", metadata={"text": text})
+        for number, text in enumerate(texts):
+            assert [row["thread_id"] for row in await store.search_threads(metadata={"text": text})] == [f"t{number}"]
+        assert await store.search_threads(metadata={"text": "é" * 5001}) == []
+
+    async def test_a_metadata_filter_follows_every_change(self, store: MetadataStoreProtocol) -> None:
+        await store.create_thread("t", metadata={"a": 1, "b": "old"})
+        await store.update_thread("t", metadata={"b": "new", "c": None})
+        run_id = await started(store, "t", metadata={"a": 1})
+        await store.update_run(run_id, metadata={"a": 2})
+        await store.finish_run(ending(run_id, metadata={"last": True}))
+
+        async def threads(**metadata: Any) -> list[str]:
+            return [row["thread_id"] for row in await store.search_threads(metadata=metadata)]
+
+        async def runs(**metadata: Any) -> list[str]:
+            return [row["run_id"] for row in await store.search_runs(metadata=metadata)]
+
+        assert (await threads(b="old"), await threads(b="new"), await threads(a=1, c=None)) == ([], ["t"], ["t"])
+        assert (await runs(a=1), await runs(a=2), await runs(a=2, last=True)) == ([], [run_id], [run_id])
+        await store.delete_thread("t")
+        assert (await threads(b="new"), await runs(a=2)) == ([], [])
+        await store.create_thread("t")
+        assert await threads(b="new") == []
+
     async def test_a_metadata_filter_wants_every_key(self, store: MetadataStoreProtocol) -> None:
         await store.create_thread("a", metadata={"x": 1, "y": 1})
         await store.create_thread("b", metadata={"x": 1, "y": 2})

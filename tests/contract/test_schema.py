@@ -119,6 +119,8 @@ async def test_an_older_schema_is_brought_up_to_date_only_by_the_set_up(durable_
                 database[collection].drop()
     else:
         for statement in (
+            "DROP TABLE IF EXISTS app_threads_metadata",
+            "DROP TABLE IF EXISTS app_runs_metadata",
             "DROP TABLE app_runs",
             "DROP TABLE app_threads",
             "DROP TABLE app_workers",

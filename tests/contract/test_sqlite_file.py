@@ -15,6 +15,8 @@ import pytest
 from skeino import SkeinoSettings
 from skeino.errors import ConfigurationError, SkeinoError, StoreError, StoreUnavailableError
 from skeino.persistence import SqliteMetadataStore, open_persistence
+from skeino.persistence.queries import thread_query
+from skeino.persistence.sqlite import statements
 from skeino.runs import new_id
 from skeino.testing import ending, everything, finished, started
 
@@ -52,6 +54,68 @@ async def test_the_journal_is_a_write_ahead_log_and_a_commit_is_synchronous(tmp_
 
         assert await store._database.write(pragmas) == ["wal", 2, 1]
         assert [tuple(row) for row in await store._database.read("PRAGMA query_only")] == [(1,)]
+
+
+@pytest.mark.parametrize("few", [0, 1, 3, 1000])
+async def test_a_search_by_metadata_finds_the_same_whether_few_have_it_or_many(
+    tmp_path: Path, few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statements, "FEW", few)
+    async with open_persistence(settings_for(tmp_path / "skeino.db")) as persistence:
+        store = persistence.metadata_store
+        for number in range(12):
+            of_it: Any = {"kind": "chat" if number % 2 else "job", "n": number // 2, "odd": bool(number % 2)}
+            await store.create_thread(f"t{number:02}", metadata=of_it)
+
+        async def found(**search: Any) -> list[str]:
+            rows = await store.search_threads(sort_by="thread_id", sort_order="asc", **search)
+            return [row["thread_id"] for row in rows]
+
+        assert await found(metadata={"kind": "chat"}) == [f"t{number:02}" for number in range(1, 12, 2)]
+        assert await found(metadata={"kind": "chat"}, limit=2, offset=1) == ["t03", "t05"]
+        assert await found(metadata={"kind": "job", "n": 3}) == ["t06"]
+        assert await found(metadata={"n": 1}) == ["t02", "t03"]
+        assert await found(metadata={"odd": True, "n": 1}) == ["t03"]
+        assert await found(metadata={"odd": 1}) == []
+        assert await found(metadata={"kind": "chat"}, ids=["t00", "t01", "t11"]) == ["t01", "t11"]
+        assert await found(metadata={"kind": "none"}) == []
+
+
+async def test_a_search_by_metadata_that_few_rows_have_reads_few_rows(tmp_path: Path) -> None:
+    async with open_persistence(settings_for(tmp_path / "skeino.db")) as persistence:
+        store = persistence.metadata_store
+        assert isinstance(store, SqliteMetadataStore)
+
+        def fill(connection: sqlite3.Connection) -> None:
+            connection.execute(
+                """
+                WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < 20000)
+                INSERT INTO app_threads (thread_id, status, metadata, config, created_at, updated_at)
+                SELECT 't' || n, 'idle', json_object('n', n), '{}', '2026', '2026' FROM numbers
+                """
+            ).close()
+
+        await store._database.write(fill)
+        steps = 0
+
+        def count() -> int:
+            nonlocal steps
+            steps += 1
+            return 0
+
+        def read(connection: sqlite3.Connection) -> int:
+            connection.set_progress_handler(count, 100)  # instructions of SQLite's machine
+            try:
+                query = statements.with_few_ids(
+                    connection, thread_query({"metadata": {"n": 7}}), table="app_threads", id_column="thread_id"
+                )
+                clauses, values = statements.search_clauses(query, id_column="thread_id", busy=statements.IS_BUSY)
+                return len(connection.execute(f"{statements.SELECT_THREADS} {clauses}", values).fetchall())
+            finally:
+                connection.set_progress_handler(None, 0)
+
+        assert await store._database.reading(read) == 1
+        assert steps < 20, "it has gone through the table"
 
 
 async def test_a_run_without_its_thread_is_refused_by_the_file_itself(tmp_path: Path) -> None:

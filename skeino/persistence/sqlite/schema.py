@@ -3,11 +3,38 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
 
 from langgraph.checkpoint.sqlite import SqliteSaver
 
 from skeino.errors import SchemaError
 from skeino.persistence.versions import SchemaState, logger
+
+INDEXED = 100
+"""Characters of a text in metadata that a search looks up; the rest it compares."""
+
+
+def _index_of_metadata(table: str, column: str) -> str:
+    """SQLite has no index for what is in a JSON object, so the scalars have rows of their own, kept by triggers."""
+    entries = f"""
+        INSERT INTO {table}_metadata ({column}, key, value)
+            SELECT new.{column}, key, CASE type WHEN 'text' THEN substr(atom, 1, {INDEXED}) ELSE atom END
+            FROM json_each(new.metadata) WHERE type NOT IN ('object', 'array');"""
+    return f"""
+    CREATE TABLE {table}_metadata (
+        {column} TEXT NOT NULL REFERENCES {table} ({column}) ON DELETE CASCADE,
+        key TEXT NOT NULL,
+        value
+    );
+    CREATE INDEX {table}_metadata_found ON {table}_metadata (key, value, {column});
+    CREATE INDEX {table}_metadata_of ON {table}_metadata ({column});
+    CREATE TRIGGER {table}_metadata_made AFTER INSERT ON {table} WHEN new.metadata <> '{{}}' BEGIN{entries}
+    END;
+    CREATE TRIGGER {table}_metadata_changed AFTER UPDATE OF metadata ON {table} WHEN new.metadata <> old.metadata BEGIN
+        DELETE FROM {table}_metadata WHERE {column} = new.{column};{entries}
+    END;
+    """
+
 
 MIGRATIONS = (
     """
@@ -73,7 +100,9 @@ MIGRATIONS = (
         begun_at TEXT NOT NULL,
         expires_at TEXT NOT NULL
     );
-    """,
+    """
+    + _index_of_metadata("app_threads", "thread_id")
+    + _index_of_metadata("app_runs", "run_id"),
 )
 """One entry for each version, in order; a version that has been released never changes."""
 
@@ -82,7 +111,8 @@ COMPATIBLE_FROM: tuple[int, ...] = (1,)
 
 VERSIONS = "CREATE TABLE IF NOT EXISTS app_schema (version INTEGER NOT NULL, compatible_from INTEGER NOT NULL)"
 
-_TABLES = ("checkpoints", "writes", "app_schema", "app_threads", "app_runs", "app_workers", "app_sweeps")
+_OURS = ("app_schema", "app_threads", "app_runs", "app_workers", "app_sweeps")
+_TABLES = ("checkpoints", "writes", *_OURS, "app_threads_metadata", "app_runs_metadata")
 
 
 def create(connection: sqlite3.Connection) -> None:
@@ -149,9 +179,19 @@ def _migrate(connection: sqlite3.Connection, state: SchemaState) -> None:
         )
     for number, migration in enumerate(MIGRATIONS[state.version :], state.version + 1):
         logger.info("SQLite: making schema version %d.", number)
-        for statement in migration.split(";"):
+        for statement in _statements(migration):
             connection.execute(statement)
     if state.version < len(MIGRATIONS):
         connection.execute("DELETE FROM app_schema")
         recorded = (len(MIGRATIONS), COMPATIBLE_FROM[len(MIGRATIONS) - 1])
         connection.execute("INSERT INTO app_schema (version, compatible_from) VALUES (?, ?)", recorded)
+
+
+def _statements(script: str) -> Iterator[str]:
+    """One after the other: a trigger has semicolons of its own, and `executescript` would commit."""
+    statement = ""
+    for part in script.split(";"):
+        statement += f"{part};"
+        if sqlite3.complete_statement(statement):
+            yield statement
+            statement = ""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, cast
 
 from skeino.persistence.claims import Queue
 from skeino.persistence.queries import Query, checked_owner
 from skeino.persistence.rows import ACTIVE_STATUSES, ANY_OWNER, OwnerFilter, RunRow, ThreadRow, ThreadTTL
+from skeino.persistence.sqlite.schema import INDEXED
 
 RUN_COLUMNS = tuple(RunRow.__annotations__)
 ACTIVE = "status IN ('pending', 'running')"
@@ -62,6 +64,9 @@ RELEASE_THREAD = """
     UPDATE app_threads SET queue = (SELECT json_group_array(value) FROM json_each(queue) WHERE value <> :run_id)
     WHERE thread_id = :thread_id AND queue LIKE '%' || :run_id || '%'
 """
+FEW = 1_000
+"""Rows with the same key and value in their metadata, which are looked at one by one."""
+
 STOPPED = ("interrupted", "error")
 FAILED = ("error", "timeout", "interrupted")
 IS_BUSY = f"EXISTS (SELECT 1 FROM app_runs r WHERE r.thread_id = t.thread_id AND r.{ACTIVE})"
@@ -81,6 +86,20 @@ def where_one(id_column: str, value: str, owner: OwnerFilter) -> tuple[str, dict
     if checked_owner(owner) is not ANY_OWNER:
         return f"{where} AND owner IS :owner", {**values, "owner": owner}
     return where, values
+
+
+def with_few_ids(connection: sqlite3.Connection, query: Query, *, table: str, id_column: str) -> Query:
+    """The query; where one of its metadata is that of few rows, for their ids alone.
+
+    What many rows have, a page of them is soon found in the order that is asked for.
+    """
+    for key, wanted in (query.metadata or {}).items():
+        value = wanted[:INDEXED] if isinstance(wanted, str) else wanted
+        statement = f"SELECT {id_column} FROM {table}_metadata WHERE key = ? AND value IS ? LIMIT ?"
+        ids = {row_id for (row_id,) in connection.execute(statement, (key, value, FEW + 1))}
+        if len(ids) <= FEW:
+            return replace(query, ids=tuple(ids if query.ids is None else ids & set(query.ids)))
+    return query
 
 
 def search_clauses(query: Query, *, id_column: str, busy: str | None) -> tuple[str, dict[str, Any]]:

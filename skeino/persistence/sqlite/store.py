@@ -51,6 +51,7 @@ from skeino.persistence.sqlite.statements import (
     thread_of,
     thread_values,
     where_one,
+    with_few_ids,
 )
 from skeino.persistence.sqlite.sweeps import SqliteSweeps
 from skeino.validation import (
@@ -201,8 +202,14 @@ class SqliteMetadataStore:
         return run_of(rows[0]) if rows else None
 
     async def search_runs(self, **search: Unpack[RunSearch]) -> list[RunRow]:
-        clauses, values = search_clauses(run_query(search), id_column="run_id", busy=None)
-        return [run_of(row) for row in await self._database.read(f"{SELECT_RUNS} {clauses}", values)]
+        query = run_query(search)
+
+        def read(connection: sqlite3.Connection) -> list[RunRow]:
+            rarer = with_few_ids(connection, query, table="app_runs", id_column="run_id")
+            clauses, values = search_clauses(rarer, id_column="run_id", busy=None)
+            return [run_of(row) for row in connection.execute(f"{SELECT_RUNS} {clauses}", values)]
+
+        return await self._database.reading(read)
 
     async def update_run(self, run_id: str, *, metadata: Mapping[str, Any], owner: OwnerFilter = ANY_OWNER) -> RunRow:
         changes = validate_json_object(metadata, "metadata")
@@ -245,8 +252,14 @@ class SqliteMetadataStore:
         return thread_of(rows[0]) if rows else None
 
     async def search_threads(self, **search: Unpack[ThreadSearch]) -> list[ThreadRow]:
-        clauses, values = search_clauses(thread_query(search), id_column="thread_id", busy=IS_BUSY)
-        return [thread_of(row) for row in await self._database.read(f"{SELECT_THREADS} {clauses}", values)]
+        query = thread_query(search)
+
+        def read(connection: sqlite3.Connection) -> list[ThreadRow]:
+            rarer = with_few_ids(connection, query, table="app_threads", id_column="thread_id")
+            clauses, values = search_clauses(rarer, id_column="thread_id", busy=IS_BUSY)
+            return [thread_of(row) for row in connection.execute(f"{SELECT_THREADS} {clauses}", values)]
+
+        return await self._database.reading(read)
 
     async def update_thread(
         self,
