@@ -119,7 +119,7 @@ async def test_a_file_that_is_written_all_the_time_leaves_gaps_for_a_lease(tmp_p
             for task in writing:
                 task.cancel()
             await asyncio.gather(*writing, return_exceptions=True)
-    assert max(waits) < 2, waits
+    assert max(waits) < 5, waits  # of a lease of 60 s
 
 
 @pytest.mark.parametrize("settings", [MONGODB], indirect=True)
