@@ -1,7 +1,10 @@
 """State is carried as it is, whatever it is made of."""
 
+import json
 import math
 import pickle
+import sqlite3
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -93,15 +96,20 @@ async def test_plain_values_that_json_would_change_arrive_in_postgresql(place: P
 
 
 @pytest.mark.postgres
-async def test_metadata_that_postgresql_cannot_store_is_reported(place: Places) -> None:
+async def test_metadata_that_cannot_be_stored_is_reported(place: Places) -> None:
     source, target = place("sqlite"), place("postgres")
-    await put(source, 1, metadata={"deep": {"nul": "\x00"}})
+    await put(source, 1)
+    assert source.checkpointer_uri is not None
+    path = source.checkpointer_uri.removeprefix("sqlite:///")
+    with closing(sqlite3.connect(path)) as file:  # as the stock saver would have written it
+        file.execute("UPDATE checkpoints SET metadata = ?", (json.dumps({"deep": {"nul": "\x00"}}).encode(),))
+        file.commit()
     report = await copy_persistence(source, target)
     assert len(report.differences) == 2
-    assert report.differences[0].startswith("The state of thread 't1' was not copied completely: PostgreSQL cannot")
+    assert report.differences[0].startswith("The state of thread 't1' was not copied completely: the checkpoint's")
 
 
-async def put(settings: SkeinoSettings, value: Any, *, metadata: Any = None) -> None:
+async def put(settings: SkeinoSettings, value: Any) -> None:
     """A checkpoint with one value."""
     checkpoint: Any = {
         "v": 4,
@@ -113,8 +121,7 @@ async def put(settings: SkeinoSettings, value: Any, *, metadata: Any = None) -> 
         "updated_channels": None,
     }
     async with open_persistence(settings) as opened:
-        given: Any = metadata or {}
-        await opened.checkpointer.aput(config_of("t1", checkpoint_ns=""), checkpoint, given, {})
+        await opened.checkpointer.aput(config_of("t1", checkpoint_ns=""), checkpoint, {}, {})
 
 
 def test_versions_keep_their_order_and_tell_branches_apart() -> None:
