@@ -118,9 +118,9 @@ async def test_an_older_schema_is_brought_up_to_date_only_by_the_set_up(durable_
             for collection in ("app_runs", "app_threads", "app_workers", "app_sweeps", "app_schema"):
                 database[collection].drop()
     else:
+        of_sqlite = ["DROP TABLE app_threads_metadata", "DROP TABLE app_runs_metadata"]
         for statement in (
-            "DROP TABLE IF EXISTS app_threads_metadata",
-            "DROP TABLE IF EXISTS app_runs_metadata",
+            *(of_sqlite if durable_settings.checkpointer_scheme == "sqlite" else ()),
             "DROP TABLE app_runs",
             "DROP TABLE app_threads",
             "DROP TABLE app_workers",
