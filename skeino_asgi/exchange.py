@@ -27,12 +27,13 @@ class HttpExchange:
     """
 
     __slots__ = (
-        "_is_event_stream",
+        "_answering",
         "_receive",
         "_replaced",
         "_run",
         "_send",
         "_span",
+        "_start",
         "_trailers",
         "complete",
         "completing",
@@ -47,7 +48,8 @@ class HttpExchange:
         self._send = send
         self._span = span
         self._trailers = False
-        self._replaced = self._is_event_stream = False
+        self._answering = self._replaced = False
+        self._start: Message | None = None
         self.status: Any = None  # as the application has said it; None until the response has started
         self.left = False
         """The client left before the response was complete."""
@@ -65,20 +67,12 @@ class HttpExchange:
 
     async def send(self, message: Message) -> None:
         kind = message["type"]
-        if self._run.conflict is not None and self._stands_in(message):
-            if kind == "http.response.start":
-                for part in response_to(self._run.conflict):
-                    await self._forward(part)
+        if self._run.conflict is not None and not self._answering and await self._stand_in(message):
             return
-        await self._forward(message)
-
-    async def _forward(self, message: Message) -> None:
-        kind = message["type"]
         if kind == "http.response.start":
             self.status = message["status"]
             self._trailers = message.get("trailers", False)
-            message = with_run(message, self._run)
-            self._is_event_stream = _is_event_stream(message)
+            message = self._start = with_run(message, self._run)
         elif kind == "http.response.body":
             self.completing = not (message.get("more_body", False) or self._trailers)
         elif kind == "http.response.trailers":
@@ -101,13 +95,23 @@ class HttpExchange:
         if released := self._run.release_threads():
             await asyncio.wait(released, timeout=RELEASE_PATIENCE)
 
-    def _stands_in(self, message: Message) -> bool:
+    async def _stand_in(self, message: Message) -> bool:
         """Whether an answer of ours stands in for this message: for that of a framework which takes the conflict with
         another run for an error of the server.
         """
-        if message["type"] == "http.response.start":
+        if message["type"] == "http.response.start" and self.status is None:
             self._replaced = storable_status(message["status"]) is None or message["status"] >= 500
+            if self._replaced and self._run.conflict is not None:
+                await self._answer(*response_to(self._run.conflict))
         return self._replaced
+
+    async def _answer(self, *messages: Message) -> None:
+        self._answering = True
+        try:
+            for message in messages:
+                await self.send(message)
+        finally:
+            self._answering = False
 
     async def answer_conflict(self, exc: BaseException) -> bool:
         """Answer the client, if the application has raised because another run has stopped this one, and if it is not
@@ -117,10 +121,9 @@ class HttpExchange:
         if conflict is None or not is_stopped(self._run, exc) or self.left or self.complete:
             return False
         if self.status is None:
-            for part in response_to(conflict):
-                await self._forward(part)
-        elif self._is_event_stream:
-            await self._forward({"type": "http.response.body", "body": event_of(conflict)})
+            await self._answer(*response_to(conflict))
+        elif self._start is not None and _is_event_stream(self._start):
+            await self._answer({"type": "http.response.body", "body": event_of(conflict)})
         return self.complete
 
     def outcome(self, exc: BaseException | None) -> Outcome:
