@@ -5,12 +5,23 @@ from __future__ import annotations
 import asyncio
 from typing import Final, Literal
 
-from skeino.errors import RunInterruptedError
+from skeino.errors import InvalidInputError, RunInterruptedError
 
 MultitaskStrategy = Literal["enqueue", "reject", "interrupt", "rollback"]
 """The LangGraph SDK's words for what becomes of two runs on one thread (`langgraph_sdk.schema.MultitaskStrategy`)."""
 
 MULTITASK_STRATEGIES: Final = ("enqueue", "reject", "interrupt", "rollback")
+
+
+def checked_strategy(strategy: MultitaskStrategy) -> MultitaskStrategy:
+    """The strategy, if there is one of that name.
+
+    Raises:
+        InvalidInputError: there is not.
+    """
+    if strategy not in MULTITASK_STRATEGIES:
+        raise InvalidInputError(f"multitask_strategy must be one of {', '.join(MULTITASK_STRATEGIES)}.")
+    return strategy
 
 
 class Holds:
@@ -52,13 +63,9 @@ class Holds:
         self._asked.add(thread_id)
 
     def takes(self, thread_id: str, fence: int) -> None:
-        """The run has the thread."""
+        """The run has the thread; or the run that it is part of has it, and will let it go."""
         self._fences[thread_id] = fence
         self._held.add(thread_id)
-
-    def borrows(self, thread_id: str, fence: int) -> None:
-        """The run that it is part of has the thread, and lets it go."""
-        self.takes(thread_id, fence)
 
     def does_without(self, thread_id: str) -> None:
         """The thread could not be claimed: a graph's synchronous methods stop the event loop that would do it."""

@@ -21,7 +21,7 @@ from skeino.errors import (
     ThreadBusyError,
     ThreadNotFoundError,
 )
-from skeino.holds import MULTITASK_STRATEGIES, Holds, MultitaskStrategy
+from skeino.holds import Holds, MultitaskStrategy, checked_strategy
 from skeino.ledger import Ledger
 from skeino.validation import validate_id, validate_thread_id
 
@@ -234,9 +234,7 @@ class Run:
 
     @multitask_strategy.setter
     def multitask_strategy(self, strategy: MultitaskStrategy) -> None:
-        if strategy not in MULTITASK_STRATEGIES:
-            raise InvalidInputError(f"multitask_strategy must be one of {', '.join(MULTITASK_STRATEGIES)}.")
-        self._multitask_strategy = strategy
+        self._multitask_strategy = checked_strategy(strategy)
 
     @property
     def metadata(self) -> dict[str, Any]:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import time
-
-from skeino.errors import StoreUnavailableError
 from skeino.persistence.protocol import MetadataStoreProtocol, RunStart
-from skeino.persistence.repeating import PATIENCE, Attempts
+from skeino.persistence.repeating import PATIENCE, repeated
 from skeino.runs import Run
 from skeino_asgi.correlation import correlation_of
 
@@ -23,8 +20,7 @@ async def write_row(run: Run, store: MetadataStoreProtocol, worker_id: str, *, w
     if run.traceparent is not None:
         kwargs = {**(kwargs or {}), "traceparent": run.traceparent}
     thread_id = run.thread_id if with_thread else None
-    if run.worker_id is None:
-        run.worker_id = worker_id
+    owned_by = run.worker_id = run.worker_id or worker_id
     start = RunStart(
         thread_id=thread_id,
         create_thread=run.creates_thread,
@@ -33,16 +29,7 @@ async def write_row(run: Run, store: MetadataStoreProtocol, worker_id: str, *, w
         kwargs=kwargs,
         created_at=run.started_at,
     )
-    began, attempts = time.monotonic(), None
-    while True:
-        try:
-            await store.start_run(run.run_id, worker_id=run.worker_id, **start)
-        except StoreUnavailableError as exc:
-            attempts = attempts or Attempts(PATIENCE, since=began)
-            if not await attempts.another(exc):
-                raise
-        else:
-            break
+    await repeated(lambda: store.start_run(run.run_id, worker_id=owned_by, **start), patience=PATIENCE)
     run.write_row = None
     if thread_id is not None and run.creates_thread:
         run.mark_attached(thread_id)

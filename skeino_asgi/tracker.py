@@ -11,7 +11,7 @@ from typing import Any, Final
 from langgraph.checkpoint.base import BaseCheckpointSaver
 
 from skeino.errors import ConfigurationError, StoreUnavailableError
-from skeino.holds import MultitaskStrategy
+from skeino.holds import MultitaskStrategy, checked_strategy
 from skeino.persistence.opening import Persistence
 from skeino.persistence.protocol import MetadataStoreProtocol
 from skeino.persistence.registry import forgets_rows, normalised_scheme
@@ -89,12 +89,14 @@ class RunTracker:
         Raises:
             ConfigurationError: `owner`, where threads and runs are in memory only beside durable state.
             ThreadNotFoundError: the thread belongs to another owner.
-            InvalidInputError: an id or a JSON value is not storable.
+            InvalidInputError: an id or a JSON value is not storable, or there is no such `multitask_strategy`.
             StoreUnavailableError: outside the lifespan, or the database does not answer; at the end of the block,
                 the end of the run could not be written in time.
         """
         if owner is not None:
             refuse_owners_that_are_forgotten(self.settings)
+        if multitask_strategy is not None:
+            checked_strategy(multitask_strategy)  # before anything begins
         return TrackedRun(self.openings.here(), thread_id, owner, metadata, kwargs, multitask_strategy)
 
     async def settled(self) -> None:

@@ -138,7 +138,7 @@ class ThreadClaims:
             if holds.has(thread_id):
                 return
             if (lender := _lender(run, thread_id)) is not None:
-                holds.borrows(thread_id, lender)
+                holds.takes(thread_id, lender)
                 return
             before = holds.fence_of(thread_id)
             holds.asks(thread_id)

@@ -65,10 +65,11 @@ async def repeated(operation: Callable[[], Awaitable[T]], *, patience: float = P
         StoreUnavailableError: the last attempt's.
         Exception: whatever else an attempt raises.
     """
-    attempts = Attempts(patience)
+    began, attempts = time.monotonic(), None  # made when they are needed, which is seldom
     while True:
         try:
             return await operation()
         except StoreUnavailableError as exc:
+            attempts = attempts or Attempts(patience, since=began)
             if not await attempts.another(exc):
                 raise

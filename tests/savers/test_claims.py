@@ -283,6 +283,10 @@ async def test_a_strategy_that_there_is_not_is_refused(tracker: RunTracker) -> N
     async with tracker.run(thread_id="t") as run:
         with pytest.raises(InvalidInputError, match="one of enqueue, reject, interrupt, rollback"):
             run.multitask_strategy = "wait"  # type: ignore[assignment]
+    with pytest.raises(InvalidInputError, match="one of enqueue, reject, interrupt, rollback"):
+        async with tracker.run(thread_id="t", multitask_strategy="wait"):  # type: ignore[arg-type]
+            pass
+    assert not tracker.openings.here()._active, "a run that has not begun is kept as one in progress"
 
 
 async def test_a_graph_that_outlives_its_run_loses_against_the_next(tracker: RunTracker, stage: Stage) -> None:

@@ -1,16 +1,14 @@
 """`python -m skeino doctor`: what it finds out about living databases, and how it says so."""
 
 import json
-import os
 import re
 import sqlite3
 import stat
-import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,6 @@ from skeino.persistence.checks import Check
 from skeino.persistence.doctor import examine
 from skeino.testing import WORKER, started
 from skeino.testing.leases import keeping
-from tests.contract.backends import DURABLE
 from tests.contract.test_postgres_server import role_without_create
 from tests.contract.test_rights import guarded
 from tests.savers.graphs import config_of, plain, said
@@ -33,27 +30,11 @@ from tests.servers import pgbouncer
 from tests.servers.mongodb import LocalMongoServer
 from tests.servers.pgbouncer import PgBouncer
 from tests.servers.postgres import PostgresServer
+from tests.startup.command_line import ROOT, ran, settings_of, uri
 
-__all__ = ["guarded"]
+__all__ = ["guarded", "uri"]
 
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(params=DURABLE)
-def uri(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty database, by a URI with its scheme."""
-    with ExitStack() as dropped:
-        if request.param == "sqlite":
-            yield f"sqlite:///{tmp_path}/skeino.db"
-        else:
-            server: Any = request.getfixturevalue(f"{request.param}_server")
-            fresh = server.create_database()
-            dropped.callback(server.drop_database, fresh)
-            yield fresh
-
-
-def settings_of(uri: str, **more: Any) -> SkeinoSettings:
-    return SkeinoSettings(checkpointer_scheme=uri.partition("://")[0], checkpointer_uri=uri, **more)
+run = partial(ran, "doctor")
 
 
 async def examined(uri: str, *, workers: int = 1, lease_seconds: float = 30.0, **options: Any) -> dict[str, Check]:
@@ -72,15 +53,6 @@ async def made(uri: str) -> None:
 
 def outcomes(found: dict[str, Check], *outcome: str) -> set[str]:
     return {name for name, check in found.items() if check.outcome in outcome}
-
-
-def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """The command, to its end."""
-    left_out = ("SKEINO_", "DOCTOR_", "LANGGRAPH_")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(left_out)}
-    environment = {**kept, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **variables}
-    command = [sys.executable, "-m", "skeino", "doctor", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=60)
 
 
 # ── On every backend ─────────────────────────────────────────────────────────────────────────────────────

@@ -1,14 +1,12 @@
 """`python -m skeino schema`, as people and programs run it."""
 
 import json
-import os
 import re
 import shutil
 import sqlite3
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,40 +14,16 @@ import psycopg
 import pytest
 from pymongo import MongoClient
 
-from skeino import SkeinoSettings
 from skeino.persistence import open_persistence
 from skeino.testing import finished
-from tests.contract.backends import DURABLE
 from tests.contract.test_postgres_server import role_without_create
 from tests.contract.test_schema import without_setup
 from tests.servers import postgres
+from tests.startup.command_line import ran, settings_of, uri
 
-ROOT = Path(__file__).parents[2]
+__all__ = ["uri"]
 
-
-@pytest.fixture(params=DURABLE)
-def uri(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty database, by a URI with its scheme."""
-    with ExitStack() as dropped:
-        if request.param == "sqlite":
-            yield f"sqlite:///{tmp_path}/skeino.db"
-        else:
-            server: Any = request.getfixturevalue(f"{request.param}_server")
-            fresh = server.create_database()
-            dropped.callback(server.drop_database, fresh)
-            yield fresh
-
-
-def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """The command, to its end."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SKEINO_", "SCHEMA_"))}
-    environment = {**kept, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **variables}
-    command = [sys.executable, "-m", "skeino", "schema", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=60)
-
-
-def settings_of(uri: str) -> SkeinoSettings:
-    return SkeinoSettings(checkpointer_scheme=uri.partition("://")[0], checkpointer_uri=uri)
+run = partial(ran, "schema")
 
 
 def carry_out(script: str, uri: str, folder: Path) -> str:

@@ -1,49 +1,20 @@
 """`python -m skeino sweep`, as people, programs and cron run it."""
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from skeino import SkeinoSettings
 from skeino.persistence import open_persistence
 from skeino.testing import everything, finished, started
 from skeino.testing.sweeps import aged, sweeps_of
-from tests.contract.backends import DURABLE
+from tests.startup.command_line import ran, settings_of, uri
 
-ROOT = Path(__file__).parents[2]
+__all__ = ["uri"]
 
-
-@pytest.fixture(params=DURABLE)
-def uri(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty database, by a URI with its scheme."""
-    with ExitStack() as dropped:
-        if request.param == "sqlite":
-            yield f"sqlite:///{tmp_path}/skeino.db"
-        else:
-            server: Any = request.getfixturevalue(f"{request.param}_server")
-            fresh = server.create_database()
-            dropped.callback(server.drop_database, fresh)
-            yield fresh
-
-
-def run(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """The command, to its end."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SKEINO_", "SWEEP_"))}
-    environment = {**kept, "PYTHONPATH": str(ROOT), "COLUMNS": "200", **variables}
-    command = [sys.executable, "-m", "skeino", "sweep", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=60)
-
-
-def settings_of(uri: str) -> SkeinoSettings:
-    return SkeinoSettings(checkpointer_scheme=uri.partition("://")[0], checkpointer_uri=uri)
+run = partial(ran, "sweep")
 
 
 async def test_what_is_due_is_counted_and_then_done(uri: str) -> None:

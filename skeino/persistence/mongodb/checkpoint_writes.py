@@ -94,11 +94,10 @@ class CheckpointWrites:
             raise
         except _FailedError as exc:
             alone |= exc.positions
-        except Exception as exc:  # by something that one of them has, maybe
+        except Exception:  # by something that one of them has, maybe
             if len(writes) == 1:
                 raise
             alone.update(one.position for one in asked)
-            del exc
         again = sorted(alone)
         for position, answer in zip(again, self._each_alone([writes[position] for position in again]), strict=True):
             answers[position] = answer
