@@ -68,7 +68,7 @@ async def test_servers_look_at_few_rows(scheme: str, request: pytest.FixtureRequ
 
 
 @pytest.mark.slow
-async def test_sqlite_looks_at_few_rows_but_for_metadata(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_sqlite_looks_at_few_rows(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counted in thousands of its machine's instructions: a row that is looked at takes some ten."""
     place = Place("sqlite", "", lambda: str(tmp_path / "filled.db"))
     uri = await filled(place, ROWS, lambda _: None)
@@ -90,7 +90,4 @@ async def test_sqlite_looks_at_few_rows_but_for_metadata(tmp_path: Any, monkeypa
         await answered(place, uri, name)
         found[name] = thousands
 
-    assert {name: number for name, number in found.items() if number > 12} == {
-        name: found[name] for name in BY_METADATA
-    }
-    assert all(found[name] > 100 for name in BY_METADATA)  # as docs/performance.md says
+    assert {name: number for name, number in found.items() if number > 12} == {}
