@@ -19,6 +19,7 @@ from tests.chaos import (
     points,
     resets,
     restarts,
+    seeded,
     state_machine,
     stops,
     turns,
@@ -48,6 +49,7 @@ HARNESSES: dict[str, Harness] = {
     "leaving": leaving,
     "hostile": hostile,
     "model": state_machine,
+    "seeded": seeded,
 }
 
 

@@ -256,7 +256,7 @@ def _log() -> Iterator[list[str]]:
 
     handler = Keeping()
     handler.addFilter(RunLogFilter())
-    handler.setFormatter(logging.Formatter("%(name)s %(levelname)s %(thread_id)s %(request_id)s | %(message)s"))
+    handler.setFormatter(logging.Formatter("%(name)s %(levelname)s %(thread_id)s %(request_id)s\t%(message)s"))
     root, names = logging.getLogger(), ("skeino", "an.application")
     root.addHandler(handler)
     levels = {name: logging.getLogger(name).level for name in names}
@@ -272,7 +272,7 @@ def _log() -> Iterator[list[str]]:
 
 def _words(line: str) -> int:
     """Before the message: a thread's id that reads as more than one can pass for a level, or for another run."""
-    return len(line.partition(" | ")[0].split(" "))
+    return len(line.partition("\t")[0].split(" "))
 
 
 def _has_trace(text: str) -> bool:
