@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import logging
-import threading
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Set
+from collections.abc import Awaitable, Callable, Collection, Mapping, Set
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from uuid_utils import uuid7
 
-from skeino.errors import (
-    InvalidInputError,
-    RunInterruptedError,
-    StoreUnavailableError,
-    ThreadBusyError,
-    ThreadNotFoundError,
-)
+from skeino.errors import InvalidInputError, RunInterruptedError, ThreadBusyError
 from skeino.holds import Holds, MultitaskStrategy, checked_strategy
 from skeino.ledger import Ledger
 from skeino.validation import validate_id, validate_thread_id
@@ -31,15 +23,6 @@ if TYPE_CHECKING:
     from skeino.persistence.rows import RunStatus, ThreadRow
 
 logger = logging.getLogger("skeino")
-
-LOOP_PATIENCE: Final = 0.25
-"""Seconds after which an event loop that does not move is taken for one that a graph's `invoke` blocks."""
-
-ROW_PATIENCE: Final = 10.0
-"""The same where nothing can be done without the event loop, which may just be busy."""
-
-STORE_PATIENCE: Final = 60.0
-"""Seconds that a graph's worker thread waits for the metadata store."""
 
 _NO_THREADS: Final[Set[str]] = frozenset()
 
@@ -100,7 +83,6 @@ class Run:
         "_guarded",
         "_holds",
         "_ledger",
-        "_loop",
         "_metadata",
         "_multitask_strategy",
         "_must_attach",
@@ -108,16 +90,17 @@ class Run:
         "_request_id",
         "_run_id",
         "_status",
-        "_store",
         "_thread_id",
         "_traceparent",
         "_used",
         "claims",
         "conflict",
         "describe",
+        "loop",
         "minted_thread_id",
         "outcome",
         "outer",
+        "store",
         "worker_id",
         "write_row",
     )
@@ -139,10 +122,10 @@ class Run:
         self._owner = owner if owner is None else validate_id(owner, "owner")
         self._began = time.time()
         self._thread_id = thread_id if thread_id is None else validate_thread_id(thread_id)
-        self._store = store
+        self.store = store
         self._guarded = guarded or owner is not None
         self._creates_thread = creates_thread
-        self._loop = loop or asyncio.get_running_loop()
+        self.loop = loop or asyncio.get_running_loop()
         self.minted_thread_id = False
         self.write_row: Callable[[Run], Awaitable[None]] | None = None
         """Writes the run's row, where that waits until a saver reads or writes for it; None once it is written."""
@@ -330,17 +313,9 @@ class Run:
         """Whether its row says more than that there was a request: somebody took its config, added metadata …"""
         return self._used or bool(self._metadata)
 
-    async def _ensure_row(self) -> None:
-        if self.write_row is not None:
-            self._used = True
-            await self.write_row(self)
-
-    def _ensure_row_blocking(self) -> None:
-        if self.write_row is not None and self._wait(self._ensure_row(), ROW_PATIENCE):
-            raise InvalidInputError(
-                "With record='on_use', a graph's synchronous methods cannot wait for the run's row on the event loop: "
-                "use ainvoke or astream, or asyncio.to_thread(graph.invoke, ...)."
-            )
+    def mark_used(self) -> None:
+        """Note that its row is wanted."""
+        self._used = True
 
     # ── Threads ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -350,37 +325,17 @@ class Run:
         if thread_id == self._thread_id:
             self._must_attach = False
 
-    async def allow_write(self, thread_id: str, *, goes_on: bool = False) -> None:
-        """Make sure that the thread exists, is this run's owner's and held by it, and that the run's row names it.
+    def attach_at_the_end(self, thread_id: str) -> None:
+        """Note that the store is told of this thread when the run ends, for it cannot be told now."""
+        self._attached = self._attached | {thread_id}
+        self._must_attach = self._must_attach or thread_id == self._thread_id
 
-        Args:
-            thread_id: the thread.
-            goes_on: a graph goes on that has loaded the thread's state before.
+    def may_write(self, thread_id: str) -> bool:
+        """Whether the thread exists, is this run's owner's and held by it, and the run's row names it, for all we know.
 
         Raises:
-            ThreadNotFoundError: it belongs to another owner.
-            ThreadBusyError, RunInterruptedError: another run writes to it, or has taken it.
-            StoreUnavailableError: the metadata store does not answer.
+            RunInterruptedError: another run has taken it.
         """
-        if self._may_write(thread_id):
-            return
-        await self._ensure_row()
-        if self.claims is not None:
-            await self._claim(self.claims, thread_id, goes_on)
-        elif self._store is not None:
-            await self._store.attach_thread(self.run_id, thread_id, owner=self.owner)
-        self._learn(thread_id)
-        self.mark_attached(thread_id)
-
-    async def _claim(self, claims: RunClaims, thread_id: str, goes_on: bool) -> None:
-        try:
-            await claims.claim(self, thread_id, goes_on=goes_on)
-        except (ThreadBusyError, RunInterruptedError) as exc:
-            self.conflict = exc
-            raise
-
-    def _may_write(self, thread_id: str) -> bool:
-        """Whether nothing has to be done first."""
         if self._holds is None:
             return self.claims is None and self.write_row is None and thread_id in self._attached
         try:
@@ -418,32 +373,22 @@ class Run:
         self.conflict = reason
         self.holds.loses(reason)
 
-    async def allow_read(self, thread_id: str) -> None:
-        """Make sure, once per thread, that it is not another owner's. Costs nothing where nobody has an owner.
+    def must_check(self, thread_id: str) -> bool:
+        """Whether the store has to be asked whose thread it is."""
+        return self._guarded and thread_id not in self._attached and thread_id not in self._allowed
 
-        Raises:
-            ThreadNotFoundError: it belongs to another owner.
-            RunInterruptedError: another run has interrupted this one.
-        """
-        if self._holds is not None:
-            self._may_write(thread_id)  # raises if it was interrupted
-        await self._ensure_row()
-        await self.check_owner(thread_id)
-        self._learn(thread_id)
+    def mark_allowed(self, thread_id: str) -> None:
+        """Note that the thread is this run's owner's."""
+        self._allowed = self._allowed | {thread_id}
 
-    async def check_owner(self, thread_id: str) -> None:
-        """`allow_read` for a thread that the run deals with beside its own.
+    def learn_thread(self, thread_id: str) -> None:
+        """The run works on this thread: a run that has none belongs to it from now on."""
+        if self._thread_id is None:
+            self._thread_id = thread_id
 
-        Raises:
-            ThreadNotFoundError: it belongs to another owner.
-        """
-        if not self._must_check(thread_id):
-            return
-        row = await self._store.get_thread(thread_id) if self._store is not None else None
-        if row is not None:
-            if row["owner"] != self.owner:
-                raise ThreadNotFoundError(f"There is no thread {thread_id!r}.")
-            self._allowed = self._allowed | {thread_id}  # a thread that is not there yet may become somebody's
+    def is_attached(self, thread_id: str) -> bool:
+        """Whether the store has this thread as this run's, or will have."""
+        return thread_id in self._attached
 
     def forget_thread(self, thread_id: str) -> None:
         """The thread was deleted: writing to it again makes it anew, and ending does not bring it back."""
@@ -453,80 +398,6 @@ class Run:
             self._must_attach = False
         if self._holds is not None:
             self._holds.forgets(thread_id)
-
-    def allow_write_blocking(self, thread_id: str, *, goes_on: bool = False) -> None:
-        """`allow_write` for a saver's synchronous methods."""
-        if self._may_write(thread_id):
-            return
-        self._ensure_row_blocking()
-        patience = STORE_PATIENCE if self.claims is None else STORE_PATIENCE + self.claims.patience
-        if self.claims is None and thread_id in self._attached:
-            return
-        if self._wait(self.allow_write(thread_id, goes_on=goes_on), answer_within=patience):
-            self._refuse_if_guarded()
-            self._learn(thread_id)
-            self._must_attach = self._must_attach or thread_id == self._thread_id
-            self._attached = self._attached | {thread_id}  # so that the next write does not wait; the end attaches it
-            if self.claims is not None:
-                self.holds.does_without(thread_id)
-
-    def allow_read_blocking(self, thread_id: str) -> None:
-        """`allow_read` for a saver's synchronous methods."""
-        if self._holds is not None:
-            self._may_write(thread_id)  # raises if it was interrupted
-        self._ensure_row_blocking()
-        self.check_owner_blocking(thread_id)
-        self._learn(thread_id)
-
-    def check_owner_blocking(self, thread_id: str) -> None:
-        """`check_owner` for a saver's synchronous methods."""
-        if self._must_check(thread_id) and self._wait(self.check_owner(thread_id)):
-            self._refuse_if_guarded()
-
-    def _must_check(self, thread_id: str) -> bool:
-        return self._guarded and thread_id not in self._attached and thread_id not in self._allowed
-
-    def _wait(
-        self,
-        coroutine: Coroutine[Any, Any, None],
-        patience: float = LOOP_PATIENCE,
-        answer_within: float = STORE_PATIENCE,
-    ) -> bool:
-        """Run the coroutine from a worker thread; True when that cannot be, and the row is settled at the end.
-
-        It cannot be where a graph's `invoke` is called on the event loop, which then stands still: in its own
-        thread, and in the worker threads that LangGraph writes from.
-        """
-        try:
-            running: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
-        except RuntimeError:
-            running = None
-        if running is not self._loop and self._loop_moves(patience):
-            try:
-                asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(answer_within)
-            except concurrent.futures.TimeoutError as exc:
-                raise StoreUnavailableError("The metadata store did not answer a graph's thread in time.") from exc
-            return False
-        coroutine.close()
-        return True
-
-    def _refuse_if_guarded(self) -> None:
-        if self._guarded:
-            raise InvalidInputError(
-                "A graph's synchronous methods cannot check a thread's owner on the event loop: use ainvoke or astream."
-            )
-
-    def _loop_moves(self, patience: float) -> bool:
-        moved = threading.Event()
-        try:
-            self._loop.call_soon_threadsafe(moved.set)
-        except RuntimeError:  # it is closed
-            return False
-        return moved.wait(patience)
-
-    def _learn(self, thread_id: str) -> None:
-        if self._thread_id is None:
-            self._thread_id = thread_id
 
 
 def new_id() -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from starlette.requests import HTTPConnection
 
 from skeino.errors import ConfigurationError, InvalidInputError, StoreError, StoreUnavailableError
+from skeino.persistence.access import allow_read
 from skeino.runs import Run, current_run_var, guard_var
 from skeino.scrubbing import scrubbed
 from skeino.settings import SkeinoSettings
@@ -230,7 +231,7 @@ class RunMiddleware:
             owner, thread_id = (None, None) if anybody else await self._asked(scope, self._headers_of(scope))
             guard = Run(owner=owner, store=opening.persistence.metadata_store, guarded=True)
             if thread_id is not None:
-                await guard.allow_read(thread_id)
+                await allow_read(guard, thread_id)
         except REFUSALS as exc:
             if anybody:  # there is nothing open that could be read
                 await self._serve_untracked(scope, receive, send)

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Final
 
 from skeino.errors import InvalidInputError, RunInterruptedError, StoreError, StoreUnavailableError
+from skeino.persistence.access import allow_write, check_owner
 from skeino.persistence.claims import ClaimingStore, ThreadClaims, delete_checkpoints_of
 from skeino.persistence.heartbeat import Heartbeat
 from skeino.persistence.leases import LeasingStore
@@ -179,11 +180,11 @@ class Opening:
         """Let a run begin whose row is written later, unless its thread is another owner's: then there is no run.
 
         Raises:
-            ThreadNotFoundError, StoreUnavailableError: as `Run.check_owner`.
+            ThreadNotFoundError, StoreUnavailableError: as `check_owner`.
         """
         try:
             if run.thread_id is not None:
-                await run.check_owner(run.thread_id)
+                await check_owner(run, run.thread_id)
         except BaseException:
             self._leave(run)
             raise
@@ -192,10 +193,10 @@ class Opening:
         """Let the run hold its thread before anything of it begins; where that fails, it has ended.
 
         Raises:
-            ThreadBusyError, RunInterruptedError, ThreadNotFoundError, StoreUnavailableError: as `Run.allow_write`.
+            ThreadBusyError, RunInterruptedError, ThreadNotFoundError, StoreUnavailableError: as `allow_write`.
         """
         try:
-            await run.allow_write(thread_id)
+            await allow_write(run, thread_id)
         except BaseException as exc:
             outcome = raised(exc, "before the handler") if run.conflict is None else stopped(run.conflict, 409)
             self.finish(run, outcome)

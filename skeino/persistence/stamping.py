@@ -14,6 +14,7 @@ from uuid import UUID
 from langgraph.checkpoint.base import BaseCheckpointSaver
 
 from skeino.errors import ConfigurationError, InvalidInputError, ResumeTrapWarning
+from skeino.persistence import access
 from skeino.persistence.arguments import (
     check_writes,
     checked_checkpoint,
@@ -128,7 +129,7 @@ class RunStampMixin(_Saver):
         _warn_of_the_resume_trap(config)
         await _allow_read(call)
         if is_execution(config) and (run := current_run()) is not None:
-            await run.allow_write(call[0])  # before it loads what another run may be about to change
+            await access.allow_write(run, call[0])  # before it loads what another run may be about to change
         with _Calling(call):
             return await super().aget_tuple(config)
 
@@ -137,7 +138,7 @@ class RunStampMixin(_Saver):
         _warn_of_the_resume_trap(config)
         _allow_read_blocking(call)
         if is_execution(config) and (run := current_run()) is not None:
-            run.allow_write_blocking(call[0])
+            access.allow_write_blocking(run, call[0])
         with _Calling(call):
             return super().get_tuple(config)
 
@@ -297,14 +298,14 @@ class _Calling:  # no generator: it is in the way of each checkpoint that is rea
 
 async def _allow_write(run: Run | None, thread_id: str, *, goes_on: bool = False) -> None:
     if run is not None:
-        await run.allow_write(thread_id, goes_on=goes_on)
+        await access.allow_write(run, thread_id, goes_on=goes_on)
     else:
         await _allow_read((thread_id,))
 
 
 def _allow_write_blocking(run: Run | None, thread_id: str, *, goes_on: bool = False) -> None:
     if run is not None:
-        run.allow_write_blocking(thread_id, goes_on=goes_on)
+        access.allow_write_blocking(run, thread_id, goes_on=goes_on)
     else:
         _allow_read_blocking((thread_id,))
 
@@ -312,13 +313,13 @@ def _allow_write_blocking(run: Run | None, thread_id: str, *, goes_on: bool = Fa
 async def _allow_read(call: tuple[str, ...]) -> None:
     guard = _guard_of(call)
     if guard is not None:
-        await guard.allow_read(call[0])
+        await access.allow_read(guard, call[0])
 
 
 def _allow_read_blocking(call: tuple[str, ...]) -> None:
     guard = _guard_of(call)
     if guard is not None:
-        guard.allow_read_blocking(call[0])
+        access.allow_read_blocking(guard, call[0])
 
 
 def _guard_of(call: tuple[str, ...]) -> Run | None:
@@ -358,7 +359,7 @@ def _guarded(operation: Callable[..., Any]) -> Callable[..., Any]:
             if (guard := current_run() or guard_var.get()) is not None:
                 read, written = threads_of(guard, parameters.bind(self, *arguments, **named).arguments)
                 for thread_id in read:
-                    await guard.check_owner(validate_thread_id(thread_id))
+                    await access.check_owner(guard, validate_thread_id(thread_id))
                 for thread_id in written:
                     await _allow_write(current_run(), validate_thread_id(thread_id))
             return await operation(self, *arguments, **named)
@@ -370,7 +371,7 @@ def _guarded(operation: Callable[..., Any]) -> Callable[..., Any]:
             if (guard := current_run() or guard_var.get()) is not None:
                 read, written = threads_of(guard, parameters.bind(self, *arguments, **named).arguments)
                 for thread_id in read:
-                    guard.check_owner_blocking(validate_thread_id(thread_id))
+                    access.check_owner_blocking(guard, validate_thread_id(thread_id))
                 for thread_id in written:
                     _allow_write_blocking(current_run(), validate_thread_id(thread_id))
             return operation(self, *arguments, **named)

@@ -13,6 +13,7 @@ from langgraph.graph import END, START, StateGraph
 
 from skeino import SkeinoSettings
 from skeino.errors import InvalidInputError, RunInterruptedError, ThreadBusyError
+from skeino.persistence.access import allow_write
 from skeino.runs import current_run_var
 from skeino.testing import the_run
 from skeino.testing.leases import keeping
@@ -371,7 +372,7 @@ async def test_what_a_run_writes_to_a_thread_it_has_lost_is_refused_however_it_i
             current_run_var.set(None)
             context = here.run(thread_id="t", multitask_strategy="interrupt")
             run = await context.__aenter__()
-            await run.allow_write("t")
+            await allow_write(run, "t")
             runs.append((context, run))
         current_run_var.set(None)
         await other.told(there, "two", multitask_strategy="interrupt")
