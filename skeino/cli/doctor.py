@@ -88,8 +88,12 @@ def _print(checks: list[Check]) -> None:
     print(
         "All is well."
         if not any(number.values())
-        else f"{number['failure']} failures, {number['warning']} warnings: see above what to do."
+        else f"{_so_many(number['failure'], 'failure')}, {_so_many(number['warning'], 'warning')}: see above what to do."
     )
+
+
+def _so_many(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 def _plain(text: str) -> str:

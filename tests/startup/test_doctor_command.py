@@ -381,7 +381,7 @@ async def test_people_read_a_table_and_programs_json(tmp_path: Path) -> None:
     warned = run(DOCTOR_URI=uri)
     assert warned.returncode == 0
     assert "→ Set LANGGRAPH_STRICT_MSGPACK=true" in warned.stdout
-    assert warned.stdout.endswith("0 failures, 1 warnings: see above what to do.\n")
+    assert warned.stdout.endswith("0 failures, 1 warning: see above what to do.\n")
     told = json.loads(run("--json", SKEINO_CHECKPOINTER_SCHEME="sqlite3", SKEINO_CHECKPOINTER_URI=uri).stdout)
     assert (told["scheme"], told["healthy"]) == ("sqlite", True)
     assert {check["outcome"] for check in told["checks"]} == {"ok", "warning", "skipped"}
