@@ -85,15 +85,11 @@ def _print(checks: list[Check]) -> None:
         table.add_row(check.name, f"[{_STYLES[check.outcome]}]{check.outcome}[/]", _plain(told))
     Console(soft_wrap=False).print(table)
     number = {outcome: sum(check.outcome == outcome for check in checks) for outcome in ("failure", "warning")}
-    print(
-        "All is well."
-        if not any(number.values())
-        else f"{_so_many(number['failure'], 'failure')}, {_so_many(number['warning'], 'warning')}: see above what to do."
-    )
-
-
-def _so_many(number: int, word: str) -> str:
-    return f"{number} {word}" if number == 1 else f"{number} {word}s"
+    if any(number.values()):
+        found = ", ".join(f"{many} {outcome}{'' if many == 1 else 's'}" for outcome, many in number.items())
+        print(f"{found}: see above what to do.")
+    else:
+        print("All is well.")
 
 
 def _plain(text: str) -> str:

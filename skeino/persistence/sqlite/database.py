@@ -56,6 +56,7 @@ class SqliteDatabase:
         """Of LangGraph's saver, which has its connection in `conn`. Nothing here reads through it."""
         self._connection = writer
         self._busy_timeout = busy_timeout
+        self._patience: int | None = None  # milliseconds, as the connection has it
         self._operation_timeout = operation_timeout
         self._thread = OneThread("skeino-sqlite")
         self._group: GroupCommit[_Write] = GroupCommit(
@@ -102,18 +103,24 @@ class SqliteDatabase:
         return [_translated(answer, self.path) if isinstance(answer, Exception) else answer for answer in answers]
 
     def _transact(self, writes: Sequence[_Write]) -> Sequence[Any]:
+        """All in one transaction. If one of several fails, all are done again, each so that it can be undone alone.
+
+        A savepoint for each would take a quarter of the time in any case: SQLite copies each page that is changed in
+        one.
+        """
         connection = self._connection
-        # From when they were asked for: the waits of those in the queue do not add up.
-        patience = max(0.0, min(write.deadline for write in writes) - time.monotonic())
-        # In tenths of a second: one text for all that come alone, which SQLite then need not compile again.
-        connection.execute(f"PRAGMA busy_timeout = {100 * round(10 * patience)}")
         if connection.in_transaction:  # one that could not even be rolled back: it would lock out everybody for ever
             connection.execute("ROLLBACK")
         try:
-            connection.execute("BEGIN IMMEDIATE")  # a deferred one fails when it turns from reading to writing
-            if len(writes) == 1:
-                answers = [writes[0].work(connection)]
-            else:
+            self._begin(writes)
+            try:
+                answers = [write.work(connection) for write in writes]
+            except Exception:
+                if len(writes) == 1:
+                    raise
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                self._begin(writes)
                 answers = [_in_savepoint(connection, write.work) for write in writes]
             connection.execute("COMMIT")
         except BaseException:
@@ -121,6 +128,15 @@ class SqliteDatabase:
                 connection.execute("ROLLBACK")
             raise
         return answers
+
+    def _begin(self, writes: Sequence[_Write]) -> None:
+        # From when they were asked for: the waits of those in the queue do not add up. In tenths of a second, so that
+        # SQLite need not be told each time.
+        patience = 100 * max(0, round(10 * (min(write.deadline for write in writes) - time.monotonic())))
+        if patience != self._patience:
+            self._connection.execute(f"PRAGMA busy_timeout = {patience}")
+            self._patience = patience
+        self._connection.execute("BEGIN IMMEDIATE")  # a deferred one fails when it turns from reading to writing
 
     async def close(self) -> None:
         """Let the writer finish what was asked of it, then close all connections."""

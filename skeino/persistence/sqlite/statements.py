@@ -31,17 +31,24 @@ INSERT_RUN = f"""
 ATTACH_RUN = f"""
     UPDATE app_runs SET thread_id = :thread_id WHERE run_id = :run_id AND thread_id IS NULL AND {ACTIVE}
 """
-FINISH_RUN = f"""
+
+
+def _finish_run(metadata: str) -> str:
+    return f"""
     UPDATE app_runs SET
-        status = :status, finished_at = :finished_at, error = :error, http_status = :http_status,
-        metadata = :metadata, checkpoint_count = :checkpoint_count, first_checkpoint_id = :first_checkpoint_id,
+        status = :status, finished_at = :finished_at, error = :error, http_status = :http_status, {metadata}
+        checkpoint_count = :checkpoint_count, first_checkpoint_id = :first_checkpoint_id,
         last_checkpoint_id = :last_checkpoint_id, paused = :paused,
         thread_id = coalesce(thread_id, (
             SELECT t.thread_id FROM app_threads t
             WHERE t.thread_id = :thread_id AND t.owner IS app_runs.owner
         ))
     WHERE run_id = :run_id AND worker_id = :worker_id AND {ACTIVE}
-"""
+    """
+
+
+FINISH_RUN = _finish_run("")
+FINISH_RUN_WITH_METADATA = _finish_run("metadata = :metadata,")
 KEEP_LATE_OUTCOME = """
     UPDATE app_runs SET late_outcome = :late_outcome WHERE run_id = :run_id AND late_outcome IS NULL
 """

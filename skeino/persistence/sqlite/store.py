@@ -31,6 +31,7 @@ from skeino.persistence.sqlite.statements import (
     ATTACH_RUN,
     CHANGE_QUEUE,
     FINISH_RUN,
+    FINISH_RUN_WITH_METADATA,
     INSERT_RUN,
     INSERT_THREAD,
     INTERRUPT_RUNS,
@@ -83,13 +84,12 @@ class SqliteMetadataStore:
             thread = new_thread(thread_id, {"owner": owner}, run["created_at"], default_ttl=self._thread_ttl)
 
         def insert(connection: sqlite3.Connection) -> None:
-            if thread is not None:
-                _refuse_other_owner(connection, thread["thread_id"], owner)
-            if connection.execute("SELECT 1 FROM app_runs WHERE run_id = ?", (run_id,)).fetchone():
-                return
-            if thread is not None and create_thread:
-                connection.execute(INSERT_THREAD, thread_values(thread))
-            connection.execute(INSERT_RUN, values)
+            made = thread is not None and create_thread and _made(connection, thread_values(thread))
+            if thread_id is not None and not made:
+                _refuse_other_owner(connection, thread_id, owner)
+            if connection.execute(INSERT_RUN, values).rowcount == 0 and made:
+                # The run had begun before, and its thread was deleted since.
+                connection.execute("DELETE FROM app_threads WHERE thread_id = ?", (thread_id,))
 
         await self._database.write(insert)
 
@@ -98,8 +98,8 @@ class SqliteMetadataStore:
         values = thread_values(new_thread(thread_id, {"owner": owner}, default_ttl=self._thread_ttl))
 
         def attach(connection: sqlite3.Connection) -> None:
-            _refuse_other_owner(connection, thread_id, owner)
-            connection.execute(INSERT_THREAD, values)
+            if not _made(connection, values):
+                _refuse_other_owner(connection, thread_id, owner)
             connection.execute(ATTACH_RUN, {"run_id": run_id, "thread_id": thread_id})
 
         await self._database.write(attach)
@@ -112,8 +112,8 @@ class SqliteMetadataStore:
         claim = {"thread_id": thread_id, "seen": "[]", "wanted": ids_text([run_id]), "taken": 1}
 
         def take(connection: sqlite3.Connection) -> int | None:
-            _refuse_other_owner(connection, thread_id, owner)
-            connection.execute(INSERT_THREAD, values)
+            if not _made(connection, values):
+                _refuse_other_owner(connection, thread_id, owner)
             connection.execute(ATTACH_RUN, {"run_id": run_id, "thread_id": thread_id})
             return _change_queue(connection, claim)
 
@@ -151,27 +151,22 @@ class SqliteMetadataStore:
 
     def finish_run(self, finish: RunFinish) -> Awaitable[bool]:
         finish = checked_finish(finish)
+        finished_at = text_of(finish["finished_at"])
         values = {
             **finish,
-            "finished_at": text_of(finish["finished_at"]),
+            "finished_at": finished_at,
             "error": None if finish["error"] is None else json.dumps(finish["error"]),
         }
 
         def end(connection: sqlite3.Connection) -> bool:
-            found = connection.execute(
-                "SELECT metadata, worker_id, status, finished_at FROM app_runs WHERE run_id = ?", (finish["run_id"],)
-            ).fetchone()
-            if found is None:
-                return False
-            metadata, *ended = tuple(found)
-            values["metadata"] = json.dumps(json.loads(metadata) | finish["metadata"])
-            if connection.execute(FINISH_RUN, values).rowcount == 0:
-                if list(ended) == [finish["worker_id"], finish["status"], values["finished_at"]]:
-                    return True
-                if ended[0] == finish["worker_id"]:
-                    late = {"run_id": finish["run_id"], "late_outcome": json_text(late_outcome_of(finish))}
-                    connection.execute(KEEP_LATE_OUTCOME, late)
-                return False
+            if finish["metadata"]:
+                metadata = connection.execute("SELECT metadata FROM app_runs WHERE run_id = :run_id", values).fetchone()
+                values["metadata"] = json.dumps((json.loads(metadata[0]) if metadata else {}) | finish["metadata"])
+                changed = connection.execute(FINISH_RUN_WITH_METADATA, values).rowcount
+            else:
+                changed = connection.execute(FINISH_RUN, values).rowcount
+            if not changed:
+                return _had_ended_so(connection, finish, finished_at)
             if finish["thread_status"] is not None:
                 connection.execute(SETTLE_THREAD, values)
             return True
@@ -344,6 +339,31 @@ class SqliteMetadataStore:
             return sum(connection.execute(INSERT_RUN, one).rowcount for one in values)
 
         return await self._database.write(restore)
+
+
+def _made(connection: sqlite3.Connection, thread: dict[str, Any]) -> bool:
+    """Whether there was no such thread, and now there is."""
+    return connection.execute(INSERT_THREAD, thread).rowcount == 1
+
+
+def _had_ended_so(connection: sqlite3.Connection, finish: RunFinish, finished_at: str) -> bool:
+    """Whether an end that changed nothing is one that is there already; another one of the run's worker is kept aside.
+
+    Args:
+        connection: in a transaction.
+        finish: the end.
+        finished_at: its time, as the row has it.
+    """
+    ended = connection.execute(
+        "SELECT worker_id, status, finished_at FROM app_runs WHERE run_id = ?", (finish["run_id"],)
+    ).fetchone()
+    if ended is None or ended[0] != finish["worker_id"]:
+        return False
+    if tuple(ended[1:]) == (finish["status"], finished_at):
+        return True
+    late = {"run_id": finish["run_id"], "late_outcome": json_text(late_outcome_of(finish))}
+    connection.execute(KEEP_LATE_OUTCOME, late)
+    return False
 
 
 def _refuse_other_owner(connection: sqlite3.Connection, thread_id: str, owner: str | None) -> None:
