@@ -331,7 +331,7 @@ class Run:
         self._must_attach = self._must_attach or thread_id == self._thread_id
 
     def may_write(self, thread_id: str) -> bool:
-        """Whether the thread exists, is this run's owner's and held by it, and the run's row names it, for all we know.
+        """Whether nothing has to be done first.
 
         Raises:
             RunInterruptedError: another run has taken it.

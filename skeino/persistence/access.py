@@ -60,6 +60,12 @@ async def allow_write(run: Run, thread_id: str, *, goes_on: bool = False) -> Non
 
 
 def allow_write_blocking(run: Run, thread_id: str, *, goes_on: bool = False) -> None:
+    """`allow_write`, from any thread. Where that stops the event loop, the thread is attached when the run ends.
+
+    Raises:
+        InvalidInputError: it stops the event loop, and the thread's owner or the run's row cannot wait.
+        SkeinoError: as `allow_write`; `StoreUnavailableError` also if the event loop has not answered for a minute.
+    """
     if run.may_write(thread_id):
         return
     _ensure_row_blocking(run)
@@ -89,6 +95,7 @@ async def allow_read(run: Run, thread_id: str) -> None:
 
 
 def allow_read_blocking(run: Run, thread_id: str) -> None:
+    """`allow_read`, from any thread; raises as `allow_write_blocking` does."""
     if run.has_claimed:
         run.may_write(thread_id)  # raises if it was interrupted
     _ensure_row_blocking(run)
@@ -112,6 +119,7 @@ async def check_owner(run: Run, thread_id: str) -> None:
 
 
 def check_owner_blocking(run: Run, thread_id: str) -> None:
+    """`check_owner`, from any thread; raises as `allow_write_blocking` does."""
     if run.must_check(thread_id) and not _waited_for(run, check_owner(run, thread_id)):
         _refuse_if_guarded(run)
 

@@ -368,8 +368,9 @@ def run(arguments: argparse.Namespace, console: Console) -> dict[str, Any]:
         with new_database(scheme) as uri, bench_of(scheme, uri) as bench:
             try:
                 compare(bench, arguments.examples, seed=arguments.seed)
-            except AssertionError as exc:
-                failures.append(f"{scheme}: {''.join(traceback.format_exception_only(exc))}")
+            except (AssertionError, ExceptionGroup) as exc:  # a group, where several things are wrong
+                found = exc.exceptions if isinstance(exc, ExceptionGroup) else [exc]
+                failures += [f"{scheme}: {''.join(traceback.format_exception_only(one))}" for one in found]
         seconds = round(time.monotonic() - begun, 1)
         schemes[scheme] = {"examples": arguments.examples, "steps_at_most": STEPS, "seconds": seconds}
     return {"harness": "model", "seed": arguments.seed, "schemes": schemes, "failures": failures}

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from skeino import SkeinoSettings
-from skeino.errors import ConfigurationError, SkeinoError, StoreError, StoreUnavailableError
+from skeino.errors import ConfigurationError, SkeinoError, StoreError, StoreUnavailableError, ThreadNotFoundError
 from skeino.persistence import SqliteMetadataStore, open_persistence
 from skeino.persistence.queries import thread_query
 from skeino.persistence.sqlite import statements
@@ -289,3 +289,35 @@ async def test_a_store_that_was_closed_says_so(tmp_path: Path) -> None:
         await persistence.metadata_store.start_run(new_id(), worker_id="w")
     with pytest.raises(StoreUnavailableError, match="closed"):
         await persistence.checkpointer.aget_tuple({"configurable": {"thread_id": "t"}})
+
+
+@pytest.mark.parametrize("half_way", [False, True])
+async def test_one_that_fails_among_others_is_undone_alone(tmp_path: Path, half_way: bool) -> None:
+    """Those beside it are done once if it had changed nothing, and else once more; either way they are there."""
+    calls: list[int] = []
+
+    def kept(number: int) -> Any:
+        def work(connection: sqlite3.Connection) -> int:
+            calls.append(number)
+            connection.execute("INSERT INTO app_threads_metadata VALUES (?, 'n', 1)", (f"t{number}",))
+            return number
+
+        return work
+
+    def failing(connection: sqlite3.Connection) -> None:
+        if half_way:
+            connection.execute("INSERT INTO app_threads_metadata VALUES ('t0', 'n', 1)")
+        raise ThreadNotFoundError("There is no such thread.")
+
+    async with open_persistence(settings_for(tmp_path / "skeino.db")) as persistence:
+        store = persistence.metadata_store
+        assert isinstance(store, SqliteMetadataStore)
+        for number in range(4):
+            await store.create_thread(f"t{number}")
+        database = store._database
+        waits = [database.enqueue(kept(1)), database.enqueue(failing), database.enqueue(kept(2))]
+        answers = await asyncio.gather(*waits, return_exceptions=True)
+        rows = await database.read("SELECT thread_id FROM app_threads_metadata ORDER BY thread_id")
+    assert (answers[0], type(answers[1]), answers[2]) == (1, ThreadNotFoundError, 2)
+    assert [row[0] for row in rows] == ["t1", "t2"]
+    assert calls == ([1, 1, 2] if half_way else [1, 2])

@@ -56,7 +56,7 @@ class SqliteDatabase:
         """Of LangGraph's saver, which has its connection in `conn`. Nothing here reads through it."""
         self._connection = writer
         self._busy_timeout = busy_timeout
-        self._patience: int | None = None  # milliseconds, as the connection has it
+        self._waits: int | None = None  # milliseconds, as the writer's connection has it
         self._operation_timeout = operation_timeout
         self._thread = OneThread("skeino-sqlite")
         self._group: GroupCommit[_Write] = GroupCommit(
@@ -71,7 +71,8 @@ class SqliteDatabase:
         all, whatever becomes of the others. A caller that is cancelled while it waits loses the answer alone.
 
         Args:
-            work: what to do; it may be called again, after all it did was undone.
+            work: what to do, in the writer's thread. It changes the file alone: it may be called again, after all it
+                did was undone.
 
         Raises:
             StoreUnavailableError: it took too long, or another process kept the file locked, or the disk failed.
@@ -103,25 +104,25 @@ class SqliteDatabase:
         return [_translated(answer, self.path) if isinstance(answer, Exception) else answer for answer in answers]
 
     def _transact(self, writes: Sequence[_Write]) -> Sequence[Any]:
-        """All in one transaction. If one of several fails, all are done again, each so that it can be undone alone.
+        # From when they were asked for: the waits of those in the queue do not add up.
+        patience = min(write.deadline for write in writes) - time.monotonic()
+        if len(writes) == 1:
+            return self._committed(lambda connection: [writes[0].work(connection)], patience)
+        try:
+            return self._committed(lambda connection: _together(connection, writes), patience)
+        except _HalfDoneError:
+            # Another process may have the lock now: whoever has waited so long must not fail for that.
+            return self._committed(lambda connection: _one_by_one(connection, writes), self._busy_timeout)
 
-        A savepoint for each would take a quarter of the time in any case: SQLite copies each page that is changed in
-        one.
-        """
+    def _committed(self, work: Callable[[sqlite3.Connection], list[Any]], patience: float) -> list[Any]:
+        """What the work answers, once all that it did is durable; nothing of it is done if it raises."""
         connection = self._connection
         if connection.in_transaction:  # one that could not even be rolled back: it would lock out everybody for ever
             connection.execute("ROLLBACK")
+        self._let_it_wait(patience)
         try:
-            self._begin(writes)
-            try:
-                answers = [write.work(connection) for write in writes]
-            except Exception:
-                if len(writes) == 1:
-                    raise
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                self._begin(writes)
-                answers = [_in_savepoint(connection, write.work) for write in writes]
+            connection.execute("BEGIN IMMEDIATE")  # a deferred one fails when it turns from reading to writing
+            answers = work(connection)
             connection.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
@@ -129,14 +130,12 @@ class SqliteDatabase:
             raise
         return answers
 
-    def _begin(self, writes: Sequence[_Write]) -> None:
-        # From when they were asked for: the waits of those in the queue do not add up. In tenths of a second, so that
-        # SQLite need not be told each time.
-        patience = 100 * max(0, round(10 * (min(write.deadline for write in writes) - time.monotonic())))
-        if patience != self._patience:
-            self._connection.execute(f"PRAGMA busy_timeout = {patience}")
-            self._patience = patience
-        self._connection.execute("BEGIN IMMEDIATE")  # a deferred one fails when it turns from reading to writing
+    def _let_it_wait(self, seconds: float) -> None:
+        """How long SQLite waits for another process's write: in tenths of a second, so that it seldom changes."""
+        milliseconds = 100 * max(0, round(10 * seconds))
+        if milliseconds != self._waits:
+            self._connection.execute(f"PRAGMA busy_timeout = {milliseconds}")
+            self._waits = milliseconds
 
     async def close(self) -> None:
         """Let the writer finish what was asked of it, then close all connections."""
@@ -153,6 +152,38 @@ class _Write(NamedTuple):
     work: Callable[[sqlite3.Connection], Any]
     deadline: float
     """By `time.monotonic()`: until then it waits for another process's write."""
+
+
+class _HalfDoneError(Exception):
+    """One of several writes has failed when it had changed something: all are to be undone, and done again."""
+
+
+def _together(connection: sqlite3.Connection, writes: Sequence[_Write]) -> list[Any]:
+    """The answers of all, without a savepoint for each, which takes a third of a short write's time: SQLite keeps a
+    copy of every page that is changed in one.
+
+    Raises:
+        _HalfDoneError: one has failed half way. One that has failed before it changed anything is answered with that.
+    """
+    answers: list[Any] = []
+    for write in writes:
+        changes = connection.total_changes
+        try:
+            answers.append(write.work(connection))
+        except Exception as exc:
+            if not connection.in_transaction or connection.total_changes != changes:
+                raise _HalfDoneError from exc
+            answers.append(exc)
+    return answers
+
+
+def _one_by_one(connection: sqlite3.Connection, writes: Sequence[_Write]) -> list[Any]:
+    """The answers of all, each of which can be undone alone.
+
+    Raises:
+        sqlite3.Error: SQLite has undone the whole transaction, as it does when the disk is full.
+    """
+    return [_in_savepoint(connection, write.work) for write in writes]
 
 
 def _in_savepoint(connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], Any]) -> Any:

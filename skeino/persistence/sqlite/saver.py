@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.sqlite import SqliteSaver
@@ -30,6 +30,13 @@ if TYPE_CHECKING:
     from langgraph.checkpoint.serde.base import SerializerProtocol
 
 
+T = TypeVar("T")
+
+
+class _RefusedError(Exception):
+    """The thread's fence is another one now. Nothing was written."""
+
+
 class SqliteDatabaseSaver(AsyncSqliteSaver):
     """`AsyncSqliteSaver` that reads through the database's readers and writes through its writer thread.
 
@@ -49,24 +56,30 @@ class SqliteDatabaseSaver(AsyncSqliteSaver):
         metadata: CheckpointMetadata,
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
-        refuse = self._refusal(config)
-
-        def put(connection: sqlite3.Connection) -> RunnableConfig:
-            refuse(connection)
-            return self._within(connection).put(config, checkpoint, metadata, new_versions)
-
-        return await self.database.write(put)
+        return await self._write(config, lambda saver: saver.put(config, checkpoint, metadata, new_versions))
 
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
-        refuse = self._refusal(config)
+        await self._write(config, lambda saver: saver.put_writes(config, writes, task_id, task_path))
 
-        def put_writes(connection: sqlite3.Connection) -> None:
-            refuse(connection)
-            self._within(connection).put_writes(config, writes, task_id, task_path)
+    async def _write(self, config: RunnableConfig, work: Callable[[SqliteSaver], T]) -> T:
+        """What the work results in, unless the current run may no longer write to the thread."""
+        run, fence = fence_of(config)
+        thread_id = config["configurable"]["thread_id"]
 
-        await self.database.write(put_writes)
+        def write(connection: sqlite3.Connection) -> T:
+            if fence is not None:
+                statement = "SELECT 1 FROM app_threads WHERE thread_id = ? AND fence = ?"
+                if connection.execute(statement, (thread_id, fence)).fetchone() is None:
+                    raise _RefusedError
+            return work(self._within(connection))
+
+        try:
+            return await self.database.write(write)
+        except _RefusedError:
+            assert run is not None  # who else has a fence
+            raise run.refused(thread_id) from None
 
     async def adelete_thread(self, thread_id: str) -> None:
         await self.database.write(lambda connection: self._within(connection).delete_thread(thread_id))
@@ -109,20 +122,6 @@ class SqliteDatabaseSaver(AsyncSqliteSaver):
 
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
         await self.database.write(lambda connection: history.prune(connection, thread_ids, strategy))
-
-    def _refusal(self, config: RunnableConfig) -> Callable[[sqlite3.Connection], None]:
-        """What raises, in the writer's transaction, unless the current run may write to the thread."""
-        run, fence = fence_of(config)
-        thread_id = config["configurable"]["thread_id"]
-
-        def refuse(connection: sqlite3.Connection) -> None:
-            if run is None or fence is None:
-                return
-            statement = "SELECT 1 FROM app_threads WHERE thread_id = ? AND fence = ?"
-            if connection.execute(statement, (thread_id, fence)).fetchone() is None:
-                raise run.refused(thread_id)
-
-        return refuse
 
     def _within(self, connection: sqlite3.Connection) -> _SaverInTransaction:
         return _SaverInTransaction(connection, self.serde)

@@ -33,7 +33,8 @@ ATTACH_RUN = f"""
 """
 
 
-def _finish_run(metadata: str) -> str:
+def _finish_run(*, with_metadata: bool) -> str:
+    metadata = "metadata = :metadata," if with_metadata else ""
     return f"""
     UPDATE app_runs SET
         status = :status, finished_at = :finished_at, error = :error, http_status = :http_status, {metadata}
@@ -47,8 +48,8 @@ def _finish_run(metadata: str) -> str:
     """
 
 
-FINISH_RUN = _finish_run("")
-FINISH_RUN_WITH_METADATA = _finish_run("metadata = :metadata,")
+FINISH_RUN = _finish_run(with_metadata=False)
+FINISH_RUN_WITH_METADATA = _finish_run(with_metadata=True)
 KEEP_LATE_OUTCOME = """
     UPDATE app_runs SET late_outcome = :late_outcome WHERE run_id = :run_id AND late_outcome IS NULL
 """

@@ -84,7 +84,9 @@ class SqliteMetadataStore:
             thread = new_thread(thread_id, {"owner": owner}, run["created_at"], default_ttl=self._thread_ttl)
 
         def insert(connection: sqlite3.Connection) -> None:
-            made = thread is not None and create_thread and _made(connection, thread_values(thread))
+            made = False
+            if thread is not None and create_thread:  # most threads are new: then there is nothing to look up
+                made = _made(connection, thread_values(thread))
             if thread_id is not None and not made:
                 _refuse_other_owner(connection, thread_id, owner)
             if connection.execute(INSERT_RUN, values).rowcount == 0 and made:
@@ -166,7 +168,7 @@ class SqliteMetadataStore:
             else:
                 changed = connection.execute(FINISH_RUN, values).rowcount
             if not changed:
-                return _had_ended_so(connection, finish, finished_at)
+                return _keep_if_late(connection, finish, finished_at)
             if finish["thread_status"] is not None:
                 connection.execute(SETTLE_THREAD, values)
             return True
@@ -346,8 +348,8 @@ def _made(connection: sqlite3.Connection, thread: dict[str, Any]) -> bool:
     return connection.execute(INSERT_THREAD, thread).rowcount == 1
 
 
-def _had_ended_so(connection: sqlite3.Connection, finish: RunFinish, finished_at: str) -> bool:
-    """Whether an end that changed nothing is one that is there already; another one of the run's worker is kept aside.
+def _keep_if_late(connection: sqlite3.Connection, finish: RunFinish, finished_at: str) -> bool:
+    """Keep an end that changed nothing aside, if it is one of the run's worker; True if it is the one that is there.
 
     Args:
         connection: in a transaction.
