@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import random
 import secrets
 import time
@@ -96,11 +97,19 @@ def work(load: Load, orders: Connection, events: Connection) -> None:
         asyncio.run(_work(load, orders, events))
 
 
+def _next_of(orders: Connection) -> tuple[Any, ...]:
+    try:
+        order: tuple[Any, ...] = orders.recv()
+    except EOFError:  # the harness was killed: nobody is left to work for
+        os._exit(1)
+    return order
+
+
 async def _work(load: Load, orders: Connection, events: Connection) -> None:
     tracker = RunTracker(SkeinoSettings(**load.settings))
     runs = _Runs(load, events)
     async with tracker.lifespan():
-        asyncio.get_running_loop().add_reader(orders.fileno(), lambda: runs.obey(orders.recv()))
+        asyncio.get_running_loop().add_reader(orders.fileno(), lambda: runs.obey(_next_of(orders)))
         runs.say("ready", tracker.openings.here().worker_id)
         await asyncio.gather(*(runs.go_on(tracker) for _ in range(load.parallel)))
     runs.say("left")
