@@ -174,7 +174,7 @@ BUGS: Final = (
         "skeino/persistence/postgres/schema.py",
         "SELECT pg_try_advisory_xact_lock(x'736B65696E6F'::bigint) AS done",
         "SELECT true AS done",
-        "tests.chaos cold-starts --scheme postgres --rounds 2",
+        "tests.chaos cold-starts --scheme postgres --rounds 10",
         "StoreError",
     ),
     Bug(

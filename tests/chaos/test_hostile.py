@@ -46,7 +46,7 @@ async def test_hostile_input_ends_in_errors_of_ours_and_leaves_no_secret(databas
         ("skeino_asgi.middleware.scrubbed", lambda text, limit=0: text, "a secret stands in a row"),
         ("skeino.persistence.arguments.validate_thread_id", lambda value: value, "TypeError"),
         ("skeino.persistence.stamping.checked_listing", lambda filter, before, limit: filter, "sqlite, saver"),
-        ("skeino.runs.Run._must_check", lambda run, thread_id: False, "the victim's state"),
+        ("skeino.runs.Run.must_check", lambda run, thread_id: False, "the victim's state"),
         ("skeino_asgi.correlation._REQUEST_ID", re.compile(r"(?s).*"), "is more than one"),
         ("skeino_asgi.logs._one_word", lambda text: text, "is more than one"),
     ],

@@ -106,7 +106,7 @@ BUGS: list[tuple[str, Any, str, Any]] = [
         lambda row, column: (row[column] is not None, row[column] or 0),
     ),
     ("true equals 1", store, "_json_equal", lambda stored, wanted: stored == wanted),
-    ("the owner is not checked in reads", Run, "_must_check", lambda self, thread_id: False),
+    ("the owner is not checked in reads", Run, "must_check", lambda self, thread_id: False),
     ("keep_latest keeps none", StampedInMemorySaver, "aprune", pruned_to_nothing),
     ("nothing is stamped", stamping, "stamped_metadata", lambda run, metadata: metadata),
 ]
