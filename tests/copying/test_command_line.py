@@ -4,8 +4,10 @@ import asyncio
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -140,10 +142,14 @@ def test_a_database_that_is_away_or_empty_is_status_1(place: Places) -> None:
 
 async def test_interrupted_by_the_keyboard_it_says_how_to_go_on(many_threads: SkeinoSettings, place: Places) -> None:
     target = place("sqlite")
+    lock = sqlite3.connect(uri_of(target).removeprefix("sqlite:///"), isolation_level=None, timeout=10)
     async with open_persistence(target) as there:
         process = started(many_threads, target, errors=subprocess.PIPE)
         await until_some_have_arrived(there.checkpointer)
-        os.kill(process.pid, signal.SIGINT)
+        with closing(lock):
+            lock.execute("BEGIN IMMEDIATE")  # it must not be over before the signal comes
+            os.kill(process.pid, signal.SIGINT)
+            await asyncio.sleep(0.5)
         _, errors = await asyncio.to_thread(process.communicate, timeout=30)
     assert process.returncode == 130
     assert errors.decode() == "Interrupted: what was copied stays; run the same command again to go on.\n"

@@ -20,7 +20,7 @@ from tests.copying.house import all_rows, all_state
 from tests.savers.graphs import config_of, plain, said
 
 ROOT = Path(__file__).parents[2]
-THREADS = [f"t{number}" for number in range(120)]
+THREADS = [f"t{number}" for number in range(200)]
 SCHEMES = [
     "sqlite",
     pytest.param("postgres", marks=pytest.mark.postgres),
