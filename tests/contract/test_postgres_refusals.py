@@ -110,9 +110,14 @@ async def test_a_standby_that_stays_one_is_a_typed_error_in_time(private_postgre
             try:
                 store = persistence.metadata_store
                 await started(store)  # on a connection that was there before
-                connection.execute(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'skeino'"
-                )
+                before = connection.execute(
+                    "SELECT pid FROM pg_stat_activity WHERE application_name = 'skeino'"
+                ).fetchall()
+                pids = [pid for (pid,) in before]
+                connection.execute("SELECT pg_terminate_backend(pid) FROM unnest(%s::int[]) AS pid", (pids,))
+                while connection.execute("SELECT FROM pg_stat_activity WHERE pid = ANY(%s)", (pids,)).fetchall():
+                    await asyncio.sleep(0.01)
+                await asyncio.sleep(0.1)  # until they are known to be gone: one that breaks meanwhile leaves a doubt
                 begin = time.monotonic()
                 with pytest.raises(StoreUnavailableError, match="read-only") as failed:
                     await started(store)
