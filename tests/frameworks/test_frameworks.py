@@ -219,7 +219,8 @@ def test_on_a_real_server_a_client_that_leaves_interrupts_the_run_where_the_fram
     wait_between_lines_for(go_on, monkeypatch)
     with served(cell.build(recipe)) as url:
         with httpx.stream("GET", f"{url}/stream", timeout=20) as response:
-            assert next(response.iter_lines()) == f"echo {WORDS[0]}"
+            lines = response.iter_lines()  # kept: the connection closes with it
+            assert next(lines) == f"echo {WORDS[0]}"
             run_id = response.headers["x-run-id"]
             assert status_of(file, run_id) == "running"
         if not cell.framework.notices_leaving:
