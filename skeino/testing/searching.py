@@ -141,6 +141,22 @@ class SearchingContract:
         assert len(await threads_like(store, status=None)) == 6
         assert await threads_like(store, status=[]) == []
 
+    @pytest.mark.parametrize("number", [5, 30])
+    async def test_a_page_is_full_however_many_busy_threads_come_first(
+        self, store: MetadataStoreProtocol, number: int
+    ) -> None:
+        for one in ("idle-1", "idle-2", "idle-3"):
+            await finished(store, one, thread_status="idle")
+        for one in range(number):
+            await finished(store, f"busy-{one:02}", thread_status="idle")
+            await started(store, f"busy-{one:02}")
+        idle = await store.search_threads(status="idle", limit=2)
+        busy = await store.search_threads(status="busy", limit=10)
+        assert [row["thread_id"] for row in idle] == ["idle-3", "idle-2"]
+        assert {row["status"] for row in idle} == {"idle"}
+        assert len(busy) == min(number, 10)
+        assert [row["thread_id"] for row in await store.search_threads(status="idle", offset=2)] == ["idle-1"]
+
     async def test_runs_are_filtered_by_status_and_thread(self, store: MetadataStoreProtocol) -> None:
         statuses: list[Any] = ["success", "error", "timeout", "interrupted"]
         ids = {status: await finished(store, "t", status=status) for status in statuses}

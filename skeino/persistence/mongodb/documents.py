@@ -143,15 +143,15 @@ def run_filter(query: Query) -> Document:
     return condition
 
 
-def thread_pipeline(query: Query, busy: Sequence[str], *, ahead: int | None = None) -> list[Document]:
+def thread_pipeline(query: Query, busy: Sequence[str], *, ahead: int | None) -> list[Document]:
     """The stages of a search for threads, each found with at most one of its active runs as `active`.
 
     They are sorted first, by an index, and whether they are busy is seen after that.
 
     Args:
         query: what is searched.
-        busy: the threads that had active runs a moment ago; they count only if the query has statuses.
-        ahead: at how many threads to look beyond the page, of which busy ones may be left out; None is no bound.
+        busy: the threads that had active runs a moment ago; they count only if the query wants them.
+        ahead: at how many threads to look beyond the page, of which some may be left out; None is no bound.
     """
     condition = _filter(query)
     sort: Document = {"$sort": dict(order(query))}

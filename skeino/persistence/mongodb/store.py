@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Literal, Unpack
+from typing import Any, Final, Literal, Unpack
 
 from pymongo import ReturnDocument, UpdateOne
 from pymongo.errors import DuplicateKeyError
@@ -25,6 +25,7 @@ from skeino.persistence.mongodb.batches import Attachment, End, Start
 from skeino.persistence.mongodb.connections import MongoDatabase
 from skeino.persistence.mongodb.documents import (
     WITH_ACTIVE_RUN,
+    Document,
     error_text,
     json_text,
     microseconds,
@@ -73,6 +74,10 @@ from skeino.validation import (
 )
 
 _ATTEMPTS = 20
+
+LOOKED_AHEAD: Final = (10, 1_000, None)
+"""At how many threads a search by status looks beyond its page, for some of them are busy, or are no longer; at more,
+where too few are left for the page."""
 
 
 class MongoMetadataStore:
@@ -243,13 +248,14 @@ class MongoMetadataStore:
 
     async def search_threads(self, **search: Unpack[ThreadSearch]) -> list[ThreadRow]:
         query = thread_query(search)
+        found: list[Document] = []
         async with self._database.operation():
-            busy = [] if query.statuses is None else await self._busy()
-            pipeline = thread_pipeline(query, busy, ahead=len(busy))
-            found = await self._database.aggregate(self._threads, pipeline, allowDiskUse=True)
-            if query.statuses is not None and len(found) < query.limit:  # or more have become busy meanwhile
-                pipeline = thread_pipeline(query, busy)
+            busy = await self._busy() if query.statuses is not None and "busy" in query.statuses else []
+            for ahead in LOOKED_AHEAD if query.statuses is not None else (None,):
+                pipeline = thread_pipeline(query, busy, ahead=ahead)
                 found = await self._database.aggregate(self._threads, pipeline, allowDiskUse=True)
+                if len(found) == query.limit:
+                    break
         return [thread_of(document, busy=bool(document["active"])) for document in found]
 
     async def update_thread(
