@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks import (
+    disk,
     growth,
     histories,
     machine,
@@ -56,12 +57,16 @@ DATABASES: dict[str, Topic] = {
     "sizes": sizes,
     "served": served,
     "network": network,
+    "disk": disk,
     "memory": memory,
 }
 TOPICS = ("middleware", *DATABASES)
 EVERYWHERE = ("memory", *SCHEMES)
 PLACES = {"served": ("postgres",), "network": ("postgres",), "memory": EVERYWHERE}
 """Where a topic is measured, if that is not on each database."""
+
+CONDITIONS = {"memory": memory.can_be_read, "disk": disk.can_be_made}
+"""What a machine must have for a topic; without, it is left out."""
 
 FULL = {
     "runs": Effort(7, 0.5),
@@ -73,6 +78,7 @@ FULL = {
     "sizes": Effort(1, 2.0),
     "served": Effort(5, 0.8),
     "network": Effort(5, 0.6),
+    "disk": Effort(4, 0.6),
     "memory": Effort(2, 0),
 }
 QUICK = Effort(2, 0.02, at_most=32, rows=1_000)
@@ -84,7 +90,7 @@ def main() -> None:
     topics = (
         [arguments.topic]
         if arguments.topic
-        else [topic for topic in TOPICS if topic != "memory" or memory.can_be_read()]
+        else [topic for topic in TOPICS if topic not in CONDITIONS or CONDITIONS[topic]()]
     )
     if arguments.write and (arguments.quick or arguments.scheme):
         parser.error("--write is for figures of all schemes, and for none that were taken quickly")
@@ -130,6 +136,7 @@ def text_of(topic: str, result: dict[str, Any]) -> str:
             "sizes": f"Counted over {result['seconds']} s of each, {result['measured_at'][:10]}",
             "tables": f"Medians of {rounds}",
             "histories": f"Medians of {rounds}",
+            "disk": f"Medians and quartiles of {rounds}, a process for each disk",
         }.get(topic, f"Medians and quartiles of {rounds}; p50 and p99 of all of them")
         lines = [
             DATABASES[topic].table(result["schemes"]),

@@ -17,6 +17,7 @@ DISTRIBUTIONS = {
     "served": ("uvicorn", "uvloop", "httptools", "starlette", "langgraph", "langgraph-checkpoint-postgres", "psycopg"),
     "network": ("langgraph", "langgraph-checkpoint-postgres", "psycopg", "psycopg-pool"),
     "memory": ("uvicorn", "uvloop", "starlette", "langgraph", "psycopg", "pymongo", "aiosqlite"),
+    "disk": (*SAVERS, "aiosqlite", "psycopg", "pymongo"),
     "operations": (*SAVERS, "aiosqlite", "psycopg", "pymongo"),
     "growth": (*SAVERS, "aiosqlite", "psycopg", "pymongo"),
 }

@@ -65,5 +65,11 @@ def milliseconds(figure: dict[str, Any], step: str) -> str:
     return f"{_short(found['p50'])} / {_short(found['p99'])} ms" if found else "–"
 
 
+def processor(figure: dict[str, Any]) -> str:
+    """Microseconds of the processor, here and elsewhere."""
+    found = figure.get("processor")
+    return f"{found['client']:,} + {found['others']:,} µs" if found else "–"
+
+
 def _short(number: float) -> str:
     return f"{number:.1f}" if number >= 1 else f"{number:.2g}"

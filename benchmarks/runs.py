@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from benchmarks import plain_mongodb, plain_postgres, plain_sqlite, rows
-from benchmarks.page import milliseconds, rate, times
+from benchmarks.page import milliseconds, processor, rate, times
 from benchmarks.servers import Place
 from benchmarks.throughput import Effort, Variant, measured, number_of_turns, stepping
 from skeino.persistence import MetadataStoreProtocol, open_persistence
@@ -85,8 +85,8 @@ def table(schemes: dict[str, Any]) -> str:
     """The figures as Markdown."""
     lines = [
         "| scheme | way | runs/s, 1 at once | skeino does | runs/s, 32 at once | skeino does "
-        "| start, p50 / p99 | finish |",
-        "|---|---|---|---|---|---|---|---|",
+        "| start, p50 / p99 | finish | processor |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for scheme, result in schemes.items():
         ours = result["ways"]["skeino"]
@@ -95,6 +95,7 @@ def table(schemes: dict[str, Any]) -> str:
             name = LIMITS[scheme] if way == "the limit" else WAYS.get((scheme, way), way)
             lines.append(
                 f"| `{scheme}` | {name} | {rate(one)} | {times(ours['1'], one)} | {rate(many)} | "
-                f"{times(ours['32'], many)} | {milliseconds(many, 'start')} | {milliseconds(many, 'finish')} |"
+                f"{times(ours['32'], many)} | {milliseconds(many, 'start')} | {milliseconds(many, 'finish')} | "
+                f"{processor(many)} |"
             )
     return "\n".join(lines)

@@ -33,7 +33,7 @@ class Place:
     pgbench: Path | None = None
     """PostgreSQL's own benchmark, where its installation has it."""
     folder: Path | None = None
-    """On the disk that is measured on."""
+    """On the disk that is measured on; None in memory."""
 
     def settings(self, uri: str) -> SkeinoSettings:
         return SkeinoSettings(checkpointer_scheme=self.scheme, checkpointer_uri=uri)
@@ -67,7 +67,7 @@ def place_of(scheme: str, data: Path) -> Iterator[Place]:
     elif scheme == "sqlite":
         with tempfile.TemporaryDirectory(prefix="sqlite-", dir=data) as folder:
             files = (str(Path(folder) / f"{number}.db") for number in itertools.count(1))
-            yield Place(scheme, f"SQLite {sqlite_version}", lambda: next(files))
+            yield Place(scheme, f"SQLite {sqlite_version}", lambda: next(files), folder=data)
     elif scheme == "postgres":
         os.environ.setdefault("TEST_POSTGRES", "wheel")  # the reference version, unless another is asked for
         of_postgres = postgres.find_postgres(local=True)
@@ -82,7 +82,7 @@ def place_of(scheme: str, data: Path) -> Iterator[Place]:
             )
     else:
         with mongodb.start_mongodb(mongodb.find_mongodb(local=True), under=data) as mongo:
-            yield Place(scheme, f"MongoDB {mongo.version}", mongo.create_database)
+            yield Place(scheme, f"MongoDB {mongo.version}", mongo.create_database, folder=data)
 
 
 def flush_in_microseconds(data: Path) -> float:

@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from benchmarks.processor import Spent, spent
+
 Key = TypeVar("Key", bound=Hashable)
 
 Waits = dict[str, list[float]]
@@ -97,19 +99,27 @@ async def measured(
 ) -> dict[Key, dict[str, Any]]:
     """For each variant and each number at once, what `_figure` says; the first round warms up and does not count."""
     turns: dict[tuple[Key, int], list[Turn]] = {(key, number): [] for key in variants for number in at_once}
+    work: dict[tuple[Key, int], list[Spent]] = {key: [] for key in turns}
     gc.freeze()
     try:
         for round_ in range(effort.rounds + 1):
             for number in at_once:
                 for key, variant in variants.items():
                     gc.collect()
+                    before, started = spent(), time.perf_counter()
                     turn = await variant(number, effort.seconds)
+                    seconds, after = time.perf_counter() - started, spent()
                     if round_ > 0:
                         turns[key, number].append(turn)
+                        if before is not None and after is not None:
+                            work[key, number].append(after.since(before).by(turn.per_second * seconds))
                     after_turn()
     finally:
         gc.unfreeze()
-    return {key: {str(number): _figure(turns[key, number]) for number in at_once} for key in variants}
+    return {
+        key: {str(number): _figure(turns[key, number]) | _work(work[key, number]) for number in at_once}
+        for key in variants
+    }
 
 
 def number_of_turns(variants: int, *, at_once: Sequence[int], effort: Effort) -> int:
@@ -127,6 +137,17 @@ def _figure(turns: Sequence[Turn]) -> dict[str, Any]:
             name: {"p50": _percentile(waits, 50), "p99": _percentile(waits, 99)} for name, waits in steps.items()
         }
     return figure
+
+
+def _work(spent: Sequence[Spent]) -> dict[str, Any]:
+    """Microseconds of the processor that an operation takes, in this process and elsewhere: the medians."""
+    if not spent:
+        return {}
+    client, others = (
+        round(1e6 * statistics.median(seconds))
+        for seconds in ([one.client for one in spent], [one.others for one in spent])
+    )
+    return {"processor": {"client": client, "others": others}}
 
 
 def _percentile(waits: list[float], percent: int) -> float:

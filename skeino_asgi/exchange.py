@@ -26,38 +26,26 @@ class HttpExchange:
     A client's leaving counts only before the response is complete: uvicorn sends `http.disconnect` afterwards, too.
     """
 
-    __slots__ = (
-        "_answering",
-        "_receive",
-        "_replaced",
-        "_run",
-        "_send",
-        "_span",
-        "_start",
-        "_trailers",
-        "complete",
-        "completing",
-        "cut_off",
-        "left",
-        "status",
-    )
+    # Defaults of the class, and no slots: most requests set few of them, and each costs what a store of it takes.
+    status: Any = None
+    """As the application has said it; None until the response has started."""
+    left = False
+    """The client left before the response was complete."""
+    cut_off = False
+    """The application was cancelled for that."""
+    completing = False
+    """The server has been handed the last message; it may say that the client left before it returns."""
+    complete = False
+    _trailers = False
+    _answering = False
+    _replaced = False
+    _start: Message | None = None
 
     def __init__(self, run: Run, receive: Receive, send: Send, span: Any) -> None:
         self._run = run
         self._receive = receive
         self._send = send
         self._span = span
-        self._trailers = False
-        self._answering = self._replaced = False
-        self._start: Message | None = None
-        self.status: Any = None  # as the application has said it; None until the response has started
-        self.left = False
-        """The client left before the response was complete."""
-        self.cut_off = False
-        """The application was cancelled for that."""
-        self.completing = False
-        """The server has been handed the last message; it may say that the client left before it returns."""
-        self.complete = False
 
     async def receive(self) -> Message:
         message = await self._receive()

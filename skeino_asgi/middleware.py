@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from starlette.requests import HTTPConnection
@@ -282,9 +281,15 @@ class RunMiddleware:
             traceparent = traceparent_of(span)
         method = scope.get("method", "WEBSOCKET")
         path = path_below_root(scope) if scope.get("root_path") else scope["path"]
-        creates_thread, guarded = method not in READING_METHODS, self._owner is not None
-        describe = partial(_description, method, path)
-        run = opening.begin(thread_id, owner, guarded, creates_thread, request_id, traceparent, describe)
+        run = opening.begin(
+            thread_id,
+            owner,
+            self._owner is not None,
+            method not in READING_METHODS,
+            request_id,
+            traceparent,
+            lambda: _description(method, path),
+        )
         if span is not None:
             describe_span(span, run)
         return run

@@ -147,9 +147,9 @@ class SearchingContract:
     ) -> None:
         for one in ("idle-1", "idle-2", "idle-3"):
             await finished(store, one, thread_status="idle")
-        for one in range(number):
-            await finished(store, f"busy-{one:02}", thread_status="idle")
-            await started(store, f"busy-{one:02}")
+        for other in range(number):
+            await finished(store, f"busy-{other:02}", thread_status="idle")
+            await started(store, f"busy-{other:02}")
         idle = await store.search_threads(status="idle", limit=2)
         busy = await store.search_threads(status="busy", limit=10)
         assert [row["thread_id"] for row in idle] == ["idle-3", "idle-2"]
