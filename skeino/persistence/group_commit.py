@@ -52,14 +52,15 @@ class GroupCommit(Generic[Write]):
         self._waiting: deque[tuple[Write, asyncio.Future[Any]]] = deque()
         self._deadlines: dict[asyncio.Future[Any], float] = {}  # the next first
         self._timer: asyncio.TimerHandle | None = None  # one for all: a timer for each would cost more than the rest
-        self._writer: asyncio.Task[None] | None = None
+        self._writer: asyncio.Task[None] | None = None  # until its callback has run, some time after the last answer
+        self._is_writing = False
         self._context = contextvars.Context()  # no request's; its own, for none is entered in two threads at once
         self._closed = False
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing waits and nothing is being written."""
-        return self._writer is None
+        """Whether nothing waits and nothing is being written: all that was asked for has its answer."""
+        return not self._waiting and not self._is_writing
 
     async def write(self, write: Write) -> Any:
         """Write it, and return its answer once it is committed.
@@ -117,6 +118,7 @@ class GroupCommit(Generic[Write]):
             await self._answer(batch)
 
     async def _answer(self, batch: list[tuple[Write, asyncio.Future[Any]]]) -> None:
+        self._is_writing = True
         try:
             answers = await self._write_batch([write for write, _ in batch])
         except BaseException as exc:
@@ -125,6 +127,8 @@ class GroupCommit(Generic[Write]):
                 for _, future in batch:
                     future.cancel()
                 raise
+        finally:
+            self._is_writing = False
         for (_, future), answer in zip(batch, answers, strict=True):
             if isinstance(answer, asyncio.Future):
                 answer.add_done_callback(partial(self._answered_late, future), context=self._context)

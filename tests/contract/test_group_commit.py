@@ -56,6 +56,24 @@ async def test_a_write_that_comes_alone_goes_at_once_and_those_that_come_meanwhi
     assert disk.batches == [[1], [2, 3, 4, 5], [6, 7]]
 
 
+async def test_it_is_idle_as_soon_as_all_are_answered_and_not_before() -> None:
+    disk = Disk()
+    assert disk.group.is_idle
+    assert await disk.group.write(1) == 10
+    assert disk.group.is_idle, "whoever deletes what was just written does not wait"
+    disk.turn.clear()
+    first = asyncio.create_task(disk.group.write(2))
+    await asyncio.sleep(0.01)
+    assert not disk.group.is_idle, "it is being written"
+    disk.turn.set()
+    assert await first == 20
+    assert disk.group.is_idle
+    disk.failure = StoreError("It broke.")
+    with pytest.raises(StoreError):
+        await disk.group.write(4)
+    assert disk.group.is_idle
+
+
 async def test_a_bad_write_is_answered_with_its_own_error_and_its_neighbours_are_not() -> None:
     disk = Disk()
     answers = await asyncio.gather(*(disk.group.write(number) for number in (1, -2, 3)), return_exceptions=True)
