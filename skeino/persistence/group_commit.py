@@ -33,6 +33,9 @@ class GroupCommit(Generic[Write]):
             either, where it will take longer than the others should wait. What it raises has failed them all.
         place: names the database, for messages.
         patience: seconds in which a write is answered; None waits for ever.
+        halves: the size from which on a batch is but half of what there is to write, what was answered last included:
+            the database, where that is another process, then works on one half while this one prepares the other. None
+            is always all. Each batch costs something by itself, so with few it does not pay.
     """
 
     def __init__(
@@ -43,11 +46,13 @@ class GroupCommit(Generic[Write]):
         patience: float | None = None,
         max_batch: int = MAX_BATCH,
         max_waiting: int = MAX_WAITING,
+        halves: int | None = None,
     ) -> None:
         self._write_batch = write_batch
         self._place = place
         self._max_batch = max_batch
         self._max_waiting = max_waiting
+        self._halves = halves
         self._patience = patience
         self._waiting: deque[tuple[Write, asyncio.Future[Any]]] = deque()
         self._deadlines: dict[asyncio.Future[Any], float] = {}  # the next first
@@ -113,9 +118,13 @@ class GroupCommit(Generic[Write]):
             self._begin()
 
     async def _write_all(self) -> None:
+        size = 0
         while self._waiting:
-            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._max_batch))]
-            await self._answer(batch)
+            half = (len(self._waiting) + size + 1) // 2  # those that were answered last are about to write again
+            size = min(len(self._waiting), self._max_batch)
+            if self._halves is not None and half >= self._halves:
+                size = min(size, half)
+            await self._answer([self._waiting.popleft() for _ in range(size)])
 
     async def _answer(self, batch: list[tuple[Write, asyncio.Future[Any]]]) -> None:
         self._is_writing = True

@@ -56,6 +56,24 @@ async def test_a_write_that_comes_alone_goes_at_once_and_those_that_come_meanwhi
     assert disk.batches == [[1], [2, 3, 4, 5], [6, 7]]
 
 
+async def test_halves_take_turns_where_there_are_many() -> None:
+    disk = Disk(halves=4)
+
+    async def writer(number: int) -> None:
+        for _ in range(3):
+            await disk.group.write(number)
+
+    async with asyncio.TaskGroup() as writers:
+        for number in range(8):
+            writers.create_task(writer(number))
+    assert disk.batches[:4] == [[0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 2, 3], [4, 5, 6, 7]]
+    disk.batches.clear()
+    async with asyncio.TaskGroup() as writers:
+        for number in range(6):
+            writers.create_task(writer(number))
+    assert disk.batches == [[0, 1, 2, 3, 4, 5]] * 3, "too few for halves"
+
+
 async def test_it_is_idle_as_soon_as_all_are_answered_and_not_before() -> None:
     disk = Disk()
     assert disk.group.is_idle
