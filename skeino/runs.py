@@ -64,6 +64,10 @@ class RunClaims(Protocol):
     def release(self, run: Run) -> Collection[asyncio.Future[None]]: ...
 
 
+Description = Callable[[], tuple[Mapping[str, Any], Mapping[str, Any] | None]]
+"""Says with which `metadata` and `kwargs` a run's row begins."""
+
+
 class Run:
     """One run in progress: a request, or whatever `tracker.run()` encloses.
 
@@ -115,6 +119,9 @@ class Run:
         traceparent: str | None = None,
         store: RunStore | None = None,
         loop: asyncio.AbstractEventLoop | None = None,
+        write_row: Callable[[Run], Awaitable[None]] | None = None,
+        describe: Description | None = None,
+        claims: RunClaims | None = None,
     ) -> None:
         self._request_id = request_id
         self._traceparent = traceparent
@@ -127,9 +134,9 @@ class Run:
         self._creates_thread = creates_thread
         self.loop = loop or asyncio.get_running_loop()
         self.minted_thread_id = False
-        self.write_row: Callable[[Run], Awaitable[None]] | None = None
+        self.write_row = write_row
         """Writes the run's row, where that waits until a saver reads or writes for it; None once it is written."""
-        self.describe: Callable[[], tuple[Mapping[str, Any], Mapping[str, Any] | None]] | None = None
+        self.describe = describe
         """Says with which `metadata` and `kwargs` that row begins."""
         self.worker_id: str | None = None
         """The worker that the row names; None before it is written for the first time."""
@@ -137,7 +144,7 @@ class Run:
         """The tracker's own account of how a run ended that has no row."""
         self.outer: Run | None = None
         """The run that this one is part of, whose threads it may write to."""
-        self.claims: RunClaims | None = None
+        self.claims = claims
         """Claims threads, where the metadata store knows who writes to them."""
         self.conflict: ThreadBusyError | RunInterruptedError | None = None
         """With what another run has stopped this one."""

@@ -50,7 +50,10 @@ def valid_traceparent(value: bytes | None) -> str | None:
 
 def current_span() -> Any:
     """OpenTelemetry's current span; None where the application does not use it, or there is none."""
-    trace = sys.modules.get("opentelemetry.trace")  # whoever makes spans has imported it
+    context = sys.modules.get("opentelemetry.context")  # whoever makes spans has imported it
+    if context is None or not context.get_current():
+        return None
+    trace = sys.modules.get("opentelemetry.trace")
     if trace is None:
         return None
     span = trace.get_current_span()

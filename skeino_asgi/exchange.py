@@ -152,9 +152,7 @@ def with_run(message: Message, run: Run) -> Message:
     headers = [*(message.get("headers") or ()), (b"x-run-id", run.run_id.encode())]
     if run.minted_thread_id and run.thread_id is not None:
         headers.append((b"x-thread-id", run.thread_id.encode()))
-    extended: Message = message.copy() if type(message) is dict else dict(message)
-    extended["headers"] = headers
-    return extended
+    return {**message, "headers": headers}
 
 
 def _is_event_stream(message: Message) -> bool:
