@@ -76,20 +76,20 @@ async def test_halves_take_turns_where_there_are_many() -> None:
 
 async def test_it_is_idle_as_soon_as_all_are_answered_and_not_before() -> None:
     disk = Disk()
-    assert disk.group.is_idle
+    idle = [disk.group.is_idle]
     assert await disk.group.write(1) == 10
-    assert disk.group.is_idle, "whoever deletes what was just written does not wait"
+    idle.append(disk.group.is_idle)  # at once: whoever deletes what was just written does not wait
     disk.turn.clear()
     first = asyncio.create_task(disk.group.write(2))
     await asyncio.sleep(0.01)
-    assert not disk.group.is_idle, "it is being written"
+    idle.append(disk.group.is_idle)
     disk.turn.set()
     assert await first == 20
-    assert disk.group.is_idle
+    idle.append(disk.group.is_idle)
     disk.failure = StoreError("It broke.")
     with pytest.raises(StoreError):
         await disk.group.write(4)
-    assert disk.group.is_idle
+    assert [*idle, disk.group.is_idle] == [True, True, False, True, True]
 
 
 async def test_a_bad_write_is_answered_with_its_own_error_and_its_neighbours_are_not() -> None:

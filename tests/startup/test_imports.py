@@ -56,14 +56,13 @@ asyncio.run(main())
     assert not {name.partition(".")[0] for name in _python(code).stdout.split()} & DRIVERS
 
 
-def test_importing_takes_little_more_than_what_it_stands_on() -> None:
-    base = "import langgraph.checkpoint.base, starlette, pydantic_settings"
-    code = (
-        f"import time, {base.removeprefix('import ')}; start = time.perf_counter(); import skeino_asgi; "
-        "print(time.perf_counter() - start)"
-    )
-    seconds = [float(_python(code).stdout) for _ in range(5)]
-    assert min(seconds) < 0.150  # the others had the machine less to themselves
+def test_importing_loads_little_more_than_what_it_stands_on() -> None:
+    base = "langgraph.checkpoint.base, starlette, pydantic_settings"
+    code = f"import sys, {base}; before = {{*sys.modules}}; import skeino_asgi; print(*{{*sys.modules}} - before)"
+    more = set(_python(code).stdout.split())
+    assert "skeino_asgi.middleware" in more
+    others = {name for name in more if name.partition(".")[0] not in ("skeino", "skeino_asgi")}
+    assert len(others) < 50, sorted(others)
 
 
 @pytest.mark.parametrize("package", ["pytest", "pytest-asyncio", "hypothesis"])
