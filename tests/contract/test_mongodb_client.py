@@ -96,7 +96,7 @@ async def test_the_client_s_own_habits_change_nothing(mongodb_uri: str) -> None:
         row = await the_run(persistence.metadata_store, run_id)
         assert type(row["metadata"]["a"]) is dict
         await plain(persistence.checkpointer).ainvoke(said("hello"), config_of("t"))
-        assert persistence.checkpointer.db.write_concern.document == {"w": "majority"}  # type: ignore[attr-defined]
+        assert persistence.checkpointer.db.write_concern.document == {"w": "majority", "j": True}  # type: ignore[attr-defined]
     await asyncio.to_thread(client.close)
 
 

@@ -173,31 +173,9 @@ async def test_what_the_uri_says_wins_but_for_where_to_read(module_mongodb: str)
         assert options.write_concern.document["w"] == 1
         assert options.read_preference.mode == 0
     async with open_persistence(settings_for(module_mongodb)) as persistence:
-        assert database_of(persistence).client.options.pool_options.appname == "skeino"
-
-
-@pytest.mark.parametrize(
-    ("said", "concern"),
-    [
-        ("", {"w": "majority"}),
-        ("&w=majority", {"w": "majority"}),
-        ("&w=majority&wtimeoutMS=5000", {"w": "majority", "wtimeout": 5000}),
-        ("&w=1", {"w": 1, "j": True}),
-        ("&journal=false", {"w": "majority", "j": False}),
-        ("&w=1&journal=false", {"w": 1, "j": False}),
-    ],
-)
-async def test_what_is_waited_for(module_mongodb: str, said: str, concern: dict[str, Any]) -> None:
-    async with open_persistence(settings_for(f"{module_mongodb}{said}")) as persistence:
-        database = database_of(persistence)
-        for place in (database.metadata, database.checkpoints, database.metadata_of(database.blocking_client)):
-            assert place.write_concern.document == concern
-        assert database.concerns["write_concern"].document == concern
-
-
-async def test_a_server_that_stands_alone_is_asked_for_its_journal(standalone_mongodb_server: LocalMongoServer) -> None:
-    async with open_persistence(settings_for(standalone_mongodb_server.create_database())) as persistence:
-        assert database_of(persistence).checkpoints.write_concern.document == {"w": "majority", "j": True}
+        options = database_of(persistence).client.options
+        assert options.write_concern.document == {"w": "majority", "j": True}
+        assert options.pool_options.appname == "skeino"
 
 
 # ── While it runs ────────────────────────────────────────────────────────────────────────────────────────

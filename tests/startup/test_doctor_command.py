@@ -291,21 +291,6 @@ async def test_a_mongodb_server_that_stands_alone_and_one_without_an_index(
     assert too_many.outcome == "failure"
 
 
-@pytest.mark.mongodb
-async def test_a_replica_set_whose_majority_does_not_wait_for_its_journals(
-    private_mongodb_server: LocalMongoServer,
-) -> None:
-    uri = private_mongodb_server.create_database()
-    with MongoClient[Any](uri) as client:
-        config = client.admin.command("replSetGetConfig")["config"]
-        changed = {**config, "version": config["version"] + 1, "writeConcernMajorityJournalDefault": False}
-        client.admin.command("replSetReconfig", changed)
-    lax = (await examined(uri))["server"]
-    assert (lax.outcome, "not in its journals" in lax.found) == ("warning", True)
-    strict = (await examined(f"{uri}{'&' if '?' in uri else '?'}journal=true"))["server"]
-    assert strict.outcome == "ok"
-
-
 # ── SQLite, and the schemes that keep less ───────────────────────────────────────────────────────────────
 
 

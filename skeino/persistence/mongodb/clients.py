@@ -55,23 +55,11 @@ class Clients:
     places: int
     """Operations of the asynchronous client that can wait in the server at the same time."""
 
-    def write_concern(self, *, alone: bool) -> WriteConcern:
-        """The majority and the journal, unless the URI or the application's client says otherwise.
-
-        The majority of a replica set has it in its journals when it says so, and asking for the journal as well costs
-        more than twice the time: the server flushes it by itself then, and waits for the others afterwards
-        (https://www.mongodb.com/docs/manual/reference/replica-configuration/, `writeConcernMajorityJournalDefault`).
-
-        Args:
-            alone: of a server that is no replica set, whose majority it is itself, without its journal.
-        """
+    @property
+    def write_concern(self) -> WriteConcern:
+        """The majority and the journal, unless the URI or the application's client says otherwise."""
         said = self.blocking.write_concern
-        if said.document and self.blocking not in self.ours:
-            return said
-        wanted: Document = {"w": "majority", **said.document}
-        if "j" not in wanted and (alone or wanted["w"] != "majority"):
-            wanted["j"] = True
-        return WriteConcern(**wanted)
+        return said if said.document else WriteConcern("majority", j=True)
 
     @property
     def read_concern(self) -> ReadConcern:
@@ -202,6 +190,7 @@ def _parameters(options: Document, address: Address) -> Document:
         "connectTimeoutMS": round(1000 * options["connect_timeout"]),
         "serverSelectionTimeoutMS": round(1000 * options["connect_timeout"]),
         "w": "majority",  # what was acknowledged survives a change of the primary
+        "journal": True,  # and a crash of a server that stands alone
     }
     return {name: value for name, value in parameters.items() if name.lower() not in address.given} | {
         "readPreference": "primary",  # a graph that reads a lagging copy loses what was said last

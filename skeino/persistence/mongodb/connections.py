@@ -77,25 +77,19 @@ class MongoDatabase:
         """Whether the deployment has them: a replica set or a sharded cluster does, a server that stands alone not."""
         self._metadata_name = address.database or METADATA_DATABASE
         self._clients = clients
+        # Whatever the defaults of a client that the application has made. A transaction would have those, too.
+        self.concerns: dict[str, Any] = {
+            "read_concern": clients.read_concern,
+            "write_concern": clients.write_concern,
+            "read_preference": ReadPreference.PRIMARY,
+        }
+        self._as_needed = {"codec_options": DEFAULT_CODEC_OPTIONS, **self.concerns}
         self.operation_timeout = operation_timeout
         self._places = asyncio.Semaphore(clients.places)
         waiting = self.client.options.pool_options.wait_queue_timeout
         self._pool_timeout = pool_timeout if waiting is None else waiting
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="skeino-mongodb")
         self._closed = False
-
-    @property
-    def concerns(self) -> dict[str, Any]:
-        """Whatever the defaults of a client that the application has made. A transaction would have those, too."""
-        return {
-            "read_concern": self._clients.read_concern,
-            "write_concern": self._clients.write_concern(alone=not self.transactions),
-            "read_preference": ReadPreference.PRIMARY,
-        }
-
-    @property
-    def _as_needed(self) -> dict[str, Any]:
-        return {"codec_options": DEFAULT_CODEC_OPTIONS, **self.concerns}
 
     @property
     def metadata(self) -> AsyncDatabase[Document]:

@@ -9,7 +9,7 @@ from typing import Any, Final
 from pymongo import ASCENDING
 from pymongo.errors import OperationFailure
 
-from skeino.errors import ConfigurationError, SkeinoError, StoreError
+from skeino.errors import ConfigurationError, SkeinoError
 from skeino.persistence.checks import (
     SAMPLE,
     Check,
@@ -90,18 +90,7 @@ class _Patient:
         if concern.get("w") != "majority" or concern.get("j") is False:
             sentence = f"What is acknowledged was written with {concern}: it may be lost when the primary changes."
             return Check("server", "warning", sentence, "Leave w and journal out of the URI.")
-        if "j" not in concern and not await self._majority_has_journals():
-            sentence = "The majority acknowledges what is not in its journals yet: a crash of all may lose it."
-            return Check("server", "warning", sentence, "Let writeConcernMajorityJournalDefault be true.")
         return Check("server", "ok", "It has transactions, and keeps what it has acknowledged.")
-
-    async def _majority_has_journals(self) -> bool:
-        """Whether it has written to them when it acknowledges; for a user who may not see that, as it is by default."""
-        try:
-            answer = await self._admin("replSetGetConfig")
-        except StoreError:
-            return True
-        return bool(answer["config"].get("writeConcernMajorityJournalDefault", True))
 
     async def of_schema(self) -> Check:
         metadata = self._database.metadata
