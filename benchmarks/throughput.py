@@ -144,7 +144,7 @@ def _work(spent: Sequence[Spent]) -> dict[str, Any]:
     if not spent:
         return {}
     client, others = (
-        round(1e6 * statistics.median(seconds))
+        max(0, round(1e6 * statistics.median(seconds)))  # the others' are counted in hundredths of a second
         for seconds in ([one.client for one in spent], [one.others for one in spent])
     )
     return {"processor": {"client": client, "others": others}}
