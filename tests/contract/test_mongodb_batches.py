@@ -14,7 +14,7 @@ from pymongo.errors import PyMongoError
 from skeino import SkeinoSettings
 from skeino.errors import StoreError, StoreUnavailableError, ThreadBusyError, ThreadNotFoundError
 from skeino.persistence import MetadataStoreProtocol, Persistence, open_persistence
-from skeino.persistence.mongodb.batches import Attachment, Batch, End, Start, Write
+from skeino.persistence.mongodb.batches import Attachment, Batch, End, Release, Start, Write
 from skeino.persistence.mongodb.documents import run_document, thread_document
 from skeino.persistence.mongodb.run_writes import RunWrites
 from skeino.persistence.queries import checked_finish, new_run, new_thread
@@ -155,7 +155,10 @@ def some_writes(chance: random.Random, count: int) -> list[Write]:
     def attach() -> Write:
         owner = chance.choice(["ann", "ann", "bob"])
         thread = new_thread(str(chance.choice(names)), {"owner": owner}, at(chance.random()))
-        return Attachment(chance.choice(ids), thread_document(thread))
+        return Attachment(chance.choice(ids), thread_document(thread), claims=chance.random() < 0.5)
+
+    def release() -> Write:
+        return Release(chance.choice(ids), str(chance.choice(names)))
 
     def end() -> Write:
         finish = ending(
@@ -168,7 +171,7 @@ def some_writes(chance: random.Random, count: int) -> list[Write]:
         )
         return End(checked_finish(finish))
 
-    return [chance.choice([start, start, attach, end, end])() for _ in range(count)]
+    return [chance.choice([start, start, attach, attach, release, end, end])() for _ in range(count)]
 
 
 async def test_start_attachment_and_end_of_one_run_in_one_batch(

@@ -1,4 +1,4 @@
-"""`Batch`: what starts and ends of runs that came together come to, over the documents that were read for them.
+"""`Batch`: what starts, claims, releases and ends of runs that came together come to, over the documents read for them.
 
 Nothing here asks the server. Each write gets its answer as if the ones before it had been written already, and all of
 them become a few bulk operations. They are made in the transaction that has read: whoever changes one of the documents
@@ -43,10 +43,20 @@ class Attachment:
 
     run_id: str
     thread: Document
+    claims: bool = False
+    """The run is to hold the thread, if nobody is in its queue; the answer is the fence then."""
 
     @property
     def thread_id(self) -> str:
         return str(self.thread["_id"])
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A run that is to leave a thread's queue."""
+
+    run_id: str
+    thread_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,22 +94,28 @@ class End:
         return update(fields, metadata=self.finish["metadata"]) if self.finish["metadata"] else {"$set": fields}
 
 
-Write = Start | Attachment | End
+Write = Start | Attachment | Release | End
 
 RUN_FIELDS: Final = ("_id", "thread_id", "owner", "worker_id", "active", "status", "finished_at")
-"""What must be known of the runs that are written to; of the threads it is their owner."""
+"""What must be known of the runs that are written to."""
+
+THREAD_FIELDS: Final = ("_id", "owner", "queue", "fence")
+"""The same of threads."""
 
 
 class Batch:
     """Writes that are committed together.
 
     Args:
-        threads: those that the writes name, as far as there are such.
+        threads: those that the writes name, with `THREAD_FIELDS`, as far as there are such.
         runs: the same, with `RUN_FIELDS`.
     """
 
     def __init__(self, threads: Iterable[Document], runs: Iterable[Document]) -> None:
-        self._owners = {thread["_id"]: thread["owner"] for thread in threads}
+        there = [*threads]
+        self._owners = {thread["_id"]: thread["owner"] for thread in there}
+        self._queues = {thread["_id"]: thread["queue"] for thread in there}
+        self._fences = {thread["_id"]: int(thread["fence"]) for thread in there}
         self._known = {run["_id"]: run for run in runs}
         self._threads: dict[str, _ThreadChanges] = {}
         self._new_runs: list[Document] = []
@@ -110,7 +126,9 @@ class Batch:
         try:
             if isinstance(write, Start):
                 return self._start(write)
-            return self._attach(write) if isinstance(write, Attachment) else self._end(write)
+            if isinstance(write, Attachment):
+                return self._attach(write)
+            return self._release(write) if isinstance(write, Release) else self._end(write)
         except ThreadNotFoundError as exc:
             return exc
 
@@ -135,13 +153,29 @@ class Batch:
         self._new_runs.append(run)
         self._known[start.run_id] = {field: run[field] for field in RUN_FIELDS}  # which the writes after it change
 
-    def _attach(self, attachment: Attachment) -> None:
+    def _attach(self, attachment: Attachment) -> int | None:
         self._refuse_other_owner(attachment.thread_id, attachment.thread["owner"])
         self._tie(attachment.thread)
         run = self._known.get(attachment.run_id)
         if run is not None and run["active"] and run["thread_id"] is None:
             run["thread_id"] = attachment.thread_id
             self._change(run, {"$set": {"thread_id": attachment.thread_id}})
+        return self._take(attachment) if attachment.claims else None
+
+    def _take(self, claim: Attachment) -> int | None:
+        thread_id = claim.thread_id
+        if self._queues[thread_id]:
+            return None
+        changes = self._of(thread_id)
+        self._queues[thread_id] = changes.queue = [claim.run_id]
+        self._fences[thread_id] = changes.fence = self._fences[thread_id] + 1
+        return changes.fence
+
+    def _release(self, release: Release) -> None:
+        queue = self._queues.get(release.thread_id, ())
+        if release.run_id in queue:
+            left = [run_id for run_id in queue if run_id != release.run_id]
+            self._queues[release.thread_id] = self._of(release.thread_id).queue = left
 
     def _end(self, end: End) -> bool:
         finish, run = end.finish, self._known.get(end.run_id)
@@ -171,6 +205,7 @@ class Batch:
         changes.ties += 1
         if thread["_id"] not in self._owners:
             self._owners[thread["_id"]] = thread["owner"]
+            self._queues[thread["_id"]], self._fences[thread["_id"]] = thread["queue"], int(thread["fence"])
             changes.new = thread
 
     def _of(self, thread_id: str) -> _ThreadChanges:
@@ -191,19 +226,30 @@ class _ThreadChanges:
     status: str | None = None
     """How the last run that ended has left it."""
     settled_at: Int64 | None = None
+    queue: list[str] | None = None
+    """The runs in its queue, where they have changed."""
+    fence: int | None = None
+    """The same of its fence."""
 
     def settle(self, status: str, at: Int64) -> None:
         self.status = status
         self.settled_at = at if self.settled_at is None else max(self.settled_at, at)
 
     def operation(self, thread_id: str) -> Operation:
-        settled = self.status is not None and self.settled_at is not None
+        fields: Document = {} if self.queue is None else {"queue": self.queue}
+        if self.fence is not None:
+            fields["fence"] = Int64(self.fence)
+        if self.status is not None:
+            fields["status"] = self.status
         if self.new is not None:
-            document = {**self.new, "ties": self.ties}
-            if settled:
-                document |= {"status": self.status, "updated_at": max(document["updated_at"], self.settled_at)}
+            document = {**self.new, **fields, "ties": self.ties}
+            if self.settled_at is not None:
+                document["updated_at"] = max(document["updated_at"], self.settled_at)
             return InsertOne(document)
         changes: Document = {"$inc": {"ties": self.ties}} if self.ties else {}
-        if settled:
-            changes |= {"$set": {"status": self.status, "pruned": False}, "$max": {"updated_at": self.settled_at}}
+        if self.settled_at is not None:
+            fields["pruned"] = False
+            changes["$max"] = {"updated_at": self.settled_at}
+        if fields:
+            changes["$set"] = fields
         return UpdateOne({"_id": thread_id}, changes)

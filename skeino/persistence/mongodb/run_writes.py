@@ -1,4 +1,4 @@
-"""`RunWrites`: starts, attachments and ends of runs, written together where several come at once.
+"""`RunWrites`: starts, claims, releases and ends of runs, written together where several come at once.
 
 A batch is one transaction: it reads the threads and runs that its writes name, and then changes all of them with a few
 bulk operations. A write that comes alone has a transaction of its own. Either is tried a few times only, for one
@@ -24,7 +24,16 @@ from pymongo.errors import DuplicateKeyError
 from skeino.errors import InvalidInputError, StoreError, StoreUnavailableError, ThreadNotFoundError
 from skeino.persistence.cancellation import to_its_end
 from skeino.persistence.group_commit import GroupCommit
-from skeino.persistence.mongodb.batches import RUN_FIELDS, Attachment, Batch, End, Start, Write
+from skeino.persistence.mongodb.batches import (
+    RUN_FIELDS,
+    THREAD_FIELDS,
+    Attachment,
+    Batch,
+    End,
+    Release,
+    Start,
+    Write,
+)
 from skeino.persistence.mongodb.connections import ContendedError, MongoDatabase
 from skeino.persistence.mongodb.documents import Document, microseconds
 from skeino.persistence.rows import SettledStatus
@@ -99,13 +108,13 @@ class RunWrites:
         return self._each_apart(writes)
 
     async def _together(self, writes: Sequence[Write], session: Session) -> list[Any]:
-        ids = sorted({write.run_id for write in writes})
+        ids = sorted({write.run_id for write in writes if not isinstance(write, Release)})
         fields = dict.fromkeys(RUN_FIELDS, 1)
         runs = await self._runs.find({"_id": {"$in": ids}}, fields, session=session).to_list()
         tied = {run["_id"] for run in runs if run["thread_id"] is not None}
         named = [write.thread_id for write in writes if not (isinstance(write, End) and write.run_id in tied)]
         names = sorted({name for name in named if name is not None})
-        found = self._threads.find({"_id": {"$in": names}}, {"owner": 1}, session=session)
+        found = self._threads.find({"_id": {"$in": names}}, dict.fromkeys(THREAD_FIELDS, 1), session=session)
         batch = Batch(await found.to_list() if names else [], runs)
         answers = [batch.add(write) for write in writes]
         for collection, operations in ((self._threads, batch.of_threads()), (self._runs, batch.of_runs())):
@@ -156,6 +165,8 @@ class RunWrites:
             return await self._start(write, times)
         if isinstance(write, Attachment):
             return await self._database.attempt(lambda session: self._attach(write, session), times)
+        if isinstance(write, Release):
+            return await self._release(write)
         return await self._end(write, times)
 
     async def _start(self, start: Start, times: int | None) -> None:
@@ -184,13 +195,28 @@ class RunWrites:
             await self._tie_again(thread, start.run_id)
         return True
 
-    async def _attach(self, attachment: Attachment, session: Session) -> None:
+    async def _attach(self, attachment: Attachment, session: Session) -> int | None:
         thread_id = attachment.thread_id
-        await self._tie(attachment.thread, session)
+        thread = await self._tie(attachment.thread, session)
         condition = {"_id": attachment.run_id, "thread_id": None, "active": True}
         await self._runs.update_one(condition, {"$set": {"thread_id": thread_id}}, session=session)
         if session is None:
             await self._tie_again(attachment.thread, attachment.run_id)
+        if not attachment.claims or thread["queue"]:
+            return None
+        taken = await self._threads.find_one_and_update(
+            {"_id": thread_id, "queue": []},
+            {"$set": {"queue": [attachment.run_id]}, "$inc": {"fence": 1}},
+            projection=["fence"],
+            return_document=ReturnDocument.AFTER,
+            session=session,
+        )
+        return None if taken is None else int(taken["fence"])
+
+    async def _release(self, release: Release) -> None:
+        queued = {"_id": release.thread_id, "queue": release.run_id}
+        async with self._database.operation():
+            await self._threads.update_one(queued, {"$pull": {"queue": release.run_id}})
 
     async def _end(self, end: End, times: int | None) -> bool:
         changes, finish = end.changes(), end.finish
@@ -222,8 +248,8 @@ class RunWrites:
             return False
         return True
 
-    async def _tie(self, thread: Document, session: Session) -> None:
-        """Make the thread if there is none, and count up its ties.
+    async def _tie(self, thread: Document, session: Session) -> Document:
+        """Make the thread if there is none, and count up its ties; what it has of `THREAD_FIELDS`.
 
         Raises:
             ThreadNotFoundError: it is another owner's.
@@ -232,7 +258,7 @@ class RunWrites:
         found = await self._threads.find_one_and_update(
             {"_id": thread["_id"]},
             {"$setOnInsert": new, "$inc": {"ties": 1}},
-            projection=["owner"],
+            projection=THREAD_FIELDS,
             upsert=True,
             return_document=ReturnDocument.AFTER,
             session=session,
@@ -240,6 +266,7 @@ class RunWrites:
         assert found is not None  # it is made if there is none
         if found["owner"] != thread["owner"]:
             raise ThreadNotFoundError(f"There is no thread {thread['_id']!r}.")
+        return found
 
     async def _tie_again(self, thread: Document, run_id: str) -> None:
         """Without a transaction a deletion may have gone by: make the thread anew, unless another owner has."""

@@ -21,7 +21,7 @@ from pymongo.errors import DuplicateKeyError
 from skeino.errors import RunNotFoundError, StoreError, ThreadBusyError, ThreadExistsError, ThreadNotFoundError
 from skeino.persistence.answers import made_of
 from skeino.persistence.claims import Queue
-from skeino.persistence.mongodb.batches import Attachment, End, Start
+from skeino.persistence.mongodb.batches import Attachment, End, Release, Start
 from skeino.persistence.mongodb.connections import MongoDatabase
 from skeino.persistence.mongodb.documents import (
     WITH_ACTIVE_RUN,
@@ -110,8 +110,9 @@ class MongoMetadataStore:
     # ── Who writes to a thread ───────────────────────────────────────────────────────────────────────────
 
     async def claim_thread(self, run_id: str, thread_id: str, *, owner: str | None) -> int | None:
-        await self.attach_thread(run_id, thread_id, owner=owner)
-        return await self.change_queue(thread_id, (), (run_id,), takes=True)
+        thread = thread_document(new_thread(thread_id, {"owner": owner}, default_ttl=self._thread_ttl))
+        fence: int | None = await self._run_writes.write(Attachment(validate_run_id(run_id), thread, claims=True))
+        return fence
 
     async def get_queue(self, thread_id: str) -> Queue | None:
         async with self._database.operation():
@@ -136,10 +137,8 @@ class MongoMetadataStore:
             )
         return None if thread is None else int(thread["fence"])
 
-    async def release_thread(self, run_id: str, thread_id: str) -> None:
-        queued = {"_id": validate_thread_id(thread_id), "queue": validate_run_id(run_id)}
-        async with self._database.operation():
-            await self._threads.update_one(queued, {"$pull": {"queue": run_id}})
+    def release_thread(self, run_id: str, thread_id: str) -> Awaitable[None]:
+        return self._run_writes.enqueue(Release(validate_run_id(run_id), validate_thread_id(thread_id)))
 
     # ── A run's end ──────────────────────────────────────────────────────────────────────────────────────
 
