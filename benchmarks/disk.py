@@ -43,10 +43,11 @@ async def measure(place: Place, effort: Effort, progress: Callable[[float], obje
     folder = new_directory("slow-disk", place.folder)
     try:
         library = _library(folder)
-        disks = []
-        for more in MORE if effort.rows > 1_000 else MORE[:2]:
-            disks.append(await asyncio.to_thread(_on_a_disk, place.scheme, effort, folder, library, more))
-            progress(1 / len(MORE))
+        disks = {}
+        several = MORE if effort.rows > 1_000 else MORE[:2]
+        for more in several:
+            disks[str(more)] = await asyncio.to_thread(_on_a_disk, place.scheme, effort, folder, library, more)
+            progress(1 / len(several))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return {"database": place.version, "disks": disks}
@@ -54,8 +55,8 @@ async def measure(place: Place, effort: Effort, progress: Callable[[float], obje
 
 def table(schemes: dict[str, Any]) -> str:
     """The figures as Markdown."""
-    disks = next(iter(schemes.values()))["disks"]
-    headings = [f"fsync {disk['flush_in_microseconds'] / 1000:.1f} ms | skeino does" for disk in disks]
+    disks = [*next(iter(schemes.values()))["disks"]]
+    headings = [f"{'this disk' if more == '0' else f'{int(more) / 1000:g} ms longer'} | skeino does" for more in disks]
     lines = [f"| 32 at once | way | {' | '.join(headings)} |", "|---|---|" + "---|---|" * len(disks)]
     for scheme, result in schemes.items():
         names = {"runs": runs.WAYS[scheme, BESIDE[scheme]], "ainvoke": savers.STOCK[scheme]}
@@ -63,7 +64,7 @@ def table(schemes: dict[str, Any]) -> str:
             for way, name in (("skeino", "skeino"), ("other", other)):
                 cells = [
                     f"{rate(disk[what][way])} | {times(disk[what]['skeino'], disk[what][way])}"
-                    for disk in result["disks"]
+                    for disk in result["disks"].values()
                 ]
                 lines.append(f"| `{scheme}`, {what}/s | {name} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -139,13 +139,13 @@ def _figure(turns: Sequence[Turn]) -> dict[str, Any]:
     return figure
 
 
-def _work(spent: Sequence[Spent]) -> dict[str, Any]:
+def _work(turns: Sequence[Spent]) -> dict[str, Any]:
     """Microseconds of the processor that an operation takes, in this process and elsewhere: the medians."""
-    if not spent:
+    if not turns:
         return {}
     client, others = (
         max(0, round(1e6 * statistics.median(seconds)))  # the others' are counted in hundredths of a second
-        for seconds in ([one.client for one in spent], [one.others for one in spent])
+        for seconds in ([turn.client for turn in turns], [turn.others for turn in turns])
     )
     return {"processor": {"client": client, "others": others}}
 

@@ -36,6 +36,9 @@ LAST_LOOK: Final = 0.25
 """Seconds between two looks at a queue in which another process's run stands before: the first pause, for each run that
 stands there, and the longest."""
 
+CANCELLED: Final = 1.0
+"""Seconds that a caller which is cancelled while it claims a thread waits for the answer, at the most."""
+
 COLLISION: Final = 0.005
 """Seconds to wait at the most when the queue has changed while it was read."""
 
@@ -143,7 +146,7 @@ class ThreadClaims:
             before = holds.fence_of(thread_id)
             holds.asks(thread_id)
             self._here[run.run_id] = run
-            fence = await self._store.claim_thread(run.run_id, thread_id, owner=run.owner)
+            fence = await self._claimed(run, thread_id)
             if fence is None:
                 fence = await self._queue_up(run, thread_id)
             holds.takes(thread_id, fence)
@@ -154,6 +157,21 @@ class ThreadClaims:
                 )
                 holds.loses(lost)
                 raise lost
+
+    async def _claimed(self, run: Run, thread_id: str) -> int | None:
+        """The store's answer. A caller that is cancelled meanwhile waits a moment for it, and the run has the thread
+        then: asked again, it would seem to have lost it to another.
+        """
+        asked = asyncio.ensure_future(self._store.claim_thread(run.run_id, thread_id, owner=run.owner))
+        try:
+            return await asyncio.shield(asked)
+        except asyncio.CancelledError:
+            asked.add_done_callback(lambda claim: claim.cancelled() or claim.exception())  # nobody else asks for it
+            await asyncio.wait([asked], timeout=CANCELLED)
+            answered = asked.done() and not asked.cancelled() and asked.exception() is None
+            if answered and (fence := asked.result()) is not None:
+                run.holds.takes(thread_id, fence)
+            raise
 
     def release(self, run: Run) -> Collection[asyncio.Future[None]]:
         """Let go what the run holds, and let whoever stands next in a queue go on.

@@ -64,7 +64,7 @@ class GroupCommit(Generic[Write]):
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing waits and nothing is being written: all that was asked for has its answer."""
+        """Whether nothing waits and nothing is being written: all has its answer, or a future that will be it."""
         return not self._waiting and not self._is_writing
 
     async def write(self, write: Write) -> Any:

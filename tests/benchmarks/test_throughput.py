@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 
+from benchmarks.processor import Spent
 from benchmarks.throughput import Effort, Turn, batching, measured, number_of_turns, stepping
 
 
@@ -58,9 +59,15 @@ async def test_the_first_round_does_not_count() -> None:
     assert turns == [1, 32] * 3
     assert len(advanced) == number_of_turns(1, at_once=(1, 32), effort=effort)
     assert figures["way"]["1"]["median"] == 100
+    work = figures["way"]["32"].pop("processor", {})  # where it can be known
+    assert min(work.values(), default=0) >= 0
     assert figures["way"]["32"] == {
         "median": 3200,
         "low": 3200,
         "high": 3200,
         "milliseconds": {"step": {"p50": 5.0, "p99": 5.98}},
     }
+
+
+def test_the_processor_s_time_is_that_of_an_operation() -> None:
+    assert Spent(3.0, 5.0).since(Spent(1.0, 1.0)).by(4) == Spent(0.5, 1.0)

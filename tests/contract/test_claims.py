@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, cast
 
 import pytest
 
 from skeino import SkeinoSettings
 from skeino.persistence import MetadataStoreProtocol, Persistence, open_persistence
-from skeino.persistence.claims import Queue
+from skeino.persistence.claims import ClaimingStore, Queue, ThreadClaims
+from skeino.runs import Run
 from skeino.testing import ClaimContract, started, the_run
 from skeino.testing.claims import claiming, taken
 from skeino.testing.leases import keeping
@@ -23,6 +25,46 @@ class TestClaims(ClaimContract):
 async def durable_store(durable_settings: SkeinoSettings) -> AsyncIterator[MetadataStoreProtocol]:
     async with open_persistence(durable_settings) as persistence:
         yield persistence.metadata_store
+
+
+class Slow:
+    """The store; a claim is answered a moment after it was taken."""
+
+    def __init__(self, store: MetadataStoreProtocol) -> None:
+        self._store = claiming(store)
+        self.claims: list[int | None] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def claim_thread(self, run_id: str, thread_id: str, *, owner: str | None) -> int | None:
+        self.claims.append(await self._store.claim_thread(run_id, thread_id, owner=owner))
+        await asyncio.sleep(0.05)
+        return self.claims[-1]
+
+
+async def test_a_run_whose_claim_was_cancelled_has_not_lost_the_thread_to_another(
+    durable_store: MetadataStoreProtocol,
+) -> None:
+    slow = Slow(durable_store)
+    claims = ThreadClaims(cast("ClaimingStore", slow), no_roll_back, patience=5.0, limit=10)
+    run = Run("t")
+    await durable_store.start_run(run.run_id, worker_id=ALIVE, thread_id="t")
+    await claims.claim(run, "t")
+    await asyncio.wait(claims.release(run))
+    going_on = asyncio.create_task(claims.claim(run, "t", goes_on=True))
+    while len(slow.claims) < 2:
+        await asyncio.sleep(0.001)
+    going_on.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await going_on
+    await claims.claim(run, "t", goes_on=True)
+    assert slow.claims[1] == run.fence_of("t")
+    await asyncio.wait(claims.release(run))
+
+
+async def no_roll_back(run_ids: Sequence[str]) -> None:
+    raise AssertionError(run_ids)
 
 
 DEAD, ALIVE = "worker-dead", "worker-alive"

@@ -1,4 +1,4 @@
-"""Starts, attachments and ends of runs that share a MongoDB transaction: what each would be alone, only sooner."""
+"""Starts, claims, releases and ends of runs that share a MongoDB transaction: what each would be alone, only sooner."""
 
 import asyncio
 import random
@@ -14,12 +14,15 @@ from pymongo.errors import PyMongoError
 from skeino import SkeinoSettings
 from skeino.errors import StoreError, StoreUnavailableError, ThreadBusyError, ThreadNotFoundError
 from skeino.persistence import MetadataStoreProtocol, Persistence, open_persistence
+from skeino.persistence.claims import Queue
+from skeino.persistence.mongodb import run_writes
 from skeino.persistence.mongodb.batches import Attachment, Batch, End, Release, Start, Write
 from skeino.persistence.mongodb.documents import run_document, thread_document
 from skeino.persistence.mongodb.run_writes import RunWrites
 from skeino.persistence.queries import checked_finish, new_run, new_thread
 from skeino.runs import new_id
 from skeino.testing import T0, WORKER, at, ending, everything, started, the_run, the_thread
+from skeino.testing.claims import claiming, taken
 from skeino.testing.making import ended_in_turn
 from tests.contract.backends import CLIENT, MONGODB, MOTOR
 from tests.contract.test_mongodb_server import failing, settings_for
@@ -275,6 +278,46 @@ async def test_a_thread_that_somebody_holds_keeps_nobody_else_waiting(
             session.abort_transaction()
     await asyncio.gather(*held)
     assert len(await store.search_runs(thread_id="held")) == 2
+
+
+async def test_what_comes_later_on_a_thread_goes_after_what_takes_long_on_it(
+    store: MetadataStoreProtocol, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id, writer, patience = await started(store), run_writes_of(store), 0.05
+    first = await taken(store, run_id)
+    release = writer._release
+
+    async def slow_release(write: Release) -> None:
+        await asyncio.sleep(6 * patience)
+        await release(write)
+
+    monkeypatch.setattr(run_writes, "_PATIENCE", patience)
+    monkeypatch.setattr(writer, "_release", slow_release)
+    leaving = asyncio.ensure_future(claiming(store).release_thread(run_id, "t"))
+    await asyncio.sleep(3 * patience)  # the writer has gone on
+    again, other = asyncio.create_task(taken(store, run_id)), asyncio.create_task(started(store, "u"))
+    await other
+    assert not leaving.done(), "who is on another thread does not wait"
+    assert await again == first + 1
+    assert leaving.done()
+    assert await claiming(store).get_queue("t") == Queue((run_id,), frozenset({run_id}))
+    assert not writer._last
+
+
+async def test_claims_and_releases_that_come_together_share_a_batch(
+    store: MetadataStoreProtocol, batches: list[int]
+) -> None:
+    ids = [await started(store) for _ in range(10)]
+    batches.clear()
+    claims = [claiming(store).claim_thread(run_id, f"t{number % 5}", owner=None) for number, run_id in enumerate(ids)]
+    fences = await asyncio.gather(*claims)
+    assert [fence is None for fence in fences] == [False] * 5 + [True] * 5
+    await asyncio.gather(
+        *(claiming(store).release_thread(run_id, f"t{number}") for number, run_id in enumerate(ids[:5]))
+    )
+    assert batches == [10, 5]
+    again = [await taken(store, run_id, f"t{number}") for number, run_id in enumerate(ids[5:])]
+    assert again == [fence + 1 for fence in fences[:5] if fence is not None]
 
 
 # ── Others write, too ────────────────────────────────────────────────────────────────────────────────────

@@ -26,8 +26,20 @@ from skeino.errors import (
     ThreadNotFoundError,
 )
 from skeino.persistence import MetadataStoreProtocol, MongoMetadataStore, Persistence, open_persistence
+from skeino.persistence.mongodb import store as mongodb_store
 from skeino.runs import new_id
-from skeino.testing import T0, WORKER, at, ending, everything, finished, started, the_run, the_thread
+from skeino.testing import (
+    T0,
+    WORKER,
+    ClaimContract,
+    at,
+    ending,
+    everything,
+    finished,
+    started,
+    the_run,
+    the_thread,
+)
 from tests.savers.graphs import config_of, plain, said
 from tests.servers.mongodb import LocalMongoServer, MongoServer
 from tests.servers.process import free_port
@@ -176,6 +188,21 @@ async def test_what_the_uri_says_wins_but_for_where_to_read(module_mongodb: str)
         options = database_of(persistence).client.options
         assert options.write_concern.document == {"w": "majority", "j": True}
         assert options.pool_options.appname == "skeino"
+
+
+async def test_a_search_by_status_looks_as_far_as_it_must(mongodb_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mongodb_store, "LOOKED_AHEAD", (1, 2, None))
+    async with open_persistence(settings_for(mongodb_uri)) as persistence:
+        store = persistence.metadata_store
+        for name in ("idle-1", "idle-2", "busy-1", "busy-2", "busy-3", "busy-4", "busy-5"):
+            await finished(store, name)
+        busy = [await started(store, f"busy-{number}") for number in range(1, 6)]
+        found = await store.search_threads(status="idle", sort_by="created_at", limit=2)
+        assert [row["thread_id"] for row in found] == ["idle-2", "idle-1"]
+        assert len(await store.search_threads(status="busy", limit=3)) == 3
+        assert len(await store.search_threads(status="busy", limit=100)) == len(busy)
+        assert len(await store.search_threads(status=["busy", "idle"], limit=100)) == 7
+        assert await store.search_threads(status=[]) == []
 
 
 # ── While it runs ────────────────────────────────────────────────────────────────────────────────────────
@@ -406,6 +433,14 @@ async def alone(standalone_mongodb_server: LocalMongoServer) -> AsyncIterator[Me
         assert not database_of(persistence).transactions
         yield persistence.metadata_store
     standalone_mongodb_server.drop_database(uri)
+
+
+class TestClaimsWithoutTransactions(ClaimContract):
+    """Their steps are one after the other there."""
+
+    @pytest.fixture
+    def store(self, alone: MetadataStoreProtocol) -> MetadataStoreProtocol:
+        return alone
 
 
 async def test_rows_are_put_back_without_transactions(alone: MetadataStoreProtocol) -> None:

@@ -1,9 +1,9 @@
 """`RunWrites`: starts, claims, releases and ends of runs, written together where several come at once.
 
 A batch is one transaction: it reads the threads and runs that its writes name, and then changes all of them with a few
-bulk operations. A write that comes alone has a transaction of its own. Either is tried a few times only, for one
-document that somebody else holds must not keep all the others waiting: after that each write of the batch goes its own
-way, beside the writer.
+bulk operations. A write that comes alone is written alone. Either is tried a few times only, for one document that
+somebody else holds must not keep all the others waiting: after that each write of the batch goes its own way, beside
+the writer, and what comes later on its run or its thread goes after it.
 
 A server that stands alone has no transactions. There nothing is shared, and the steps of each write are in an order
 that leaves no run without its thread; the thread is looked at once more at the end.
@@ -61,6 +61,7 @@ class RunWrites:
             self._write_batch, f"MongoDB at {database.place}", patience=database.operation_timeout
         )
         self._apart: set[asyncio.Task[Any]] = set()
+        self._last: dict[tuple[str, str], asyncio.Task[Any]] = {}  # what is beside the writer, by run and by thread
 
     async def write(self, write: Write) -> Any:
         """Write it, and return its answer once it is durable. A caller that is cancelled waits for the end.
@@ -87,11 +88,55 @@ class RunWrites:
 
     async def _write_batch(self, writes: Sequence[Write]) -> Sequence[Any]:
         """An answer for each: its result, the exception it has earned, or the task that goes on with it."""
+        held_up = self._held_up(writes)
+        free = [position for position in range(len(writes)) if not held_up[position]]
+        answers = dict(zip(free, await self._written([writes[position] for position in free]), strict=True))
+        return [
+            self._after_others(write) if held_up[position] else answers[position]
+            for position, write in enumerate(writes)
+        ]
+
+    def _held_up(self, writes: Sequence[Write]) -> Sequence[bool]:
+        """For each whether another one on its run or its thread is beside the writer, and has to come first."""
+        names = {*self._last}
+        found = []
+        for write in writes:
+            found.append(not names.isdisjoint(_names(write)))
+            if found[-1]:
+                names.update(_names(write))
+        return found
+
+    async def _written(self, writes: Sequence[Write]) -> Sequence[Any]:
+        if not writes:
+            return []
         batch = self._beside(self._answers(writes))
         await asyncio.wait([batch], timeout=_PATIENCE)
-        if batch.done():
-            return batch.result()
-        return [self._beside(self._answer_of(batch, position)) for position in range(len(writes))]
+        if not batch.done():
+            answers: Sequence[Any] = [self._beside(self._answer_of(batch, position)) for position in range(len(writes))]
+        elif (failure := batch.exception()) is not None:
+            answers = [failure] * len(writes)
+        else:
+            answers = batch.result()
+        for write, answer in zip(writes, answers, strict=True):
+            if isinstance(answer, asyncio.Task):
+                self._comes_last(write, answer)
+        return answers
+
+    def _after_others(self, write: Write) -> asyncio.Task[Any]:
+        before = {self._last[name] for name in _names(write) if name in self._last}
+        task = self._beside(self._alone_after(before, write))
+        self._comes_last(write, task)
+        return task
+
+    def _comes_last(self, write: Write, task: asyncio.Task[Any]) -> None:
+        names = _names(write)
+        self._last.update(dict.fromkeys(names, task))
+        task.add_done_callback(lambda _: self._is_through(names, task))
+
+    def _is_through(self, names: Sequence[tuple[str, str]], task: asyncio.Task[Any]) -> None:
+        for name in names:
+            if self._last.get(name) is task:
+                del self._last[name]
 
     async def _answers(self, writes: Sequence[Write]) -> Sequence[Any]:
         try:
@@ -110,7 +155,8 @@ class RunWrites:
     async def _together(self, writes: Sequence[Write], session: Session) -> list[Any]:
         ids = sorted({write.run_id for write in writes if not isinstance(write, Release)})
         fields = dict.fromkeys(RUN_FIELDS, 1)
-        runs = await self._runs.find({"_id": {"$in": ids}}, fields, session=session).to_list()
+        asked = self._runs.find({"_id": {"$in": ids}}, fields, session=session)
+        runs = await asked.to_list() if ids else []
         tied = {run["_id"] for run in runs if run["thread_id"] is not None}
         named = [write.thread_id for write in writes if not (isinstance(write, End) and write.run_id in tied)]
         names = sorted({name for name in named if name is not None})
@@ -125,12 +171,11 @@ class RunWrites:
     def _each_apart(self, writes: Sequence[Write]) -> list[asyncio.Task[Any]]:
         """Tasks for the writes: those of one run or one thread one after the other, in their order."""
         tasks: list[asyncio.Task[Any]] = []
-        last: dict[tuple[str, str | None], asyncio.Task[Any]] = {}
+        last: dict[tuple[str, str], asyncio.Task[Any]] = {}
         for write in writes:
-            names = (("run", write.run_id), ("thread", write.thread_id))
-            before = {last[name] for name in names if name in last and name[1] is not None}
+            before = {last[name] for name in _names(write) if name in last}
             task = self._beside(self._alone_after(before, write))
-            last.update(dict.fromkeys(names, task))
+            last.update(dict.fromkeys(_names(write), task))
             tasks.append(task)
         return tasks
 
@@ -294,6 +339,12 @@ class RunWrites:
 
     async def _refuse_other_owner(self, thread_id: str, owner: str | None) -> None:
         await refuse_other_owner(self._threads, thread_id, owner)
+
+
+def _names(write: Write) -> Sequence[tuple[str, str]]:
+    """The run and the thread that it is on."""
+    of_run = ("run", write.run_id)
+    return (of_run,) if write.thread_id is None else (of_run, ("thread", write.thread_id))
 
 
 async def settle(

@@ -1,9 +1,10 @@
 """`MongoMetadataStore`: threads and runs in the collections `app_threads` and `app_runs`.
 
-What changes a thread and a run is one transaction, on a replica set or a sharded cluster; the starts and ends of runs
-that come at once share it (`RunWrites`). Whatever ties a run to a thread also counts up the thread's `ties`: that is
-the document in which it collides with a deletion. A server that stands alone has no transactions: there the steps are
-in an order that leaves no run without its thread, and the thread is looked at once more at the end.
+What changes a thread and a run is one transaction, on a replica set or a sharded cluster; the starts and ends of runs,
+and the claims and releases of their threads, share it where they come at once (`RunWrites`). Whatever ties a run to a
+thread also counts up the thread's `ties`: that is the document in which it collides with a deletion. A server that
+stands alone has no transactions: there the steps are in an order that leaves no run without its thread, and the thread
+is looked at once more at the end.
 
 A thread's `busy` is not stored: it is derived from the active runs, so nothing has to be put right when a process dies.
 """
@@ -247,13 +248,15 @@ class MongoMetadataStore:
 
     async def search_threads(self, **search: Unpack[ThreadSearch]) -> list[ThreadRow]:
         query = thread_query(search)
+        statuses = query.statuses
         found: list[Document] = []
         async with self._database.operation():
-            busy = await self._busy() if query.statuses is not None and "busy" in query.statuses else []
-            for ahead in LOOKED_AHEAD if query.statuses is not None else (None,):
+            busy = await self._busy() if statuses is not None and "busy" in statuses else []
+            for ahead in LOOKED_AHEAD if statuses is not None else (None,):
                 pipeline = thread_pipeline(query, busy, ahead=ahead)
                 found = await self._database.aggregate(self._threads, pipeline, allowDiskUse=True)
-                if len(found) == query.limit:
+                seen_all = statuses == ("busy",) and len(busy) <= query.offset + query.limit + (ahead or 0)
+                if len(found) == query.limit or seen_all:
                     break
         return [thread_of(document, busy=bool(document["active"])) for document in found]
 
