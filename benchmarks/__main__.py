@@ -1,6 +1,6 @@
 """`python -m benchmarks`: measures, prints tables, and with `--write` puts them into docs/performance.md.
 
-It brings up the servers that it needs, and takes some twenty minutes; a topic by itself takes less.
+It brings up the servers that it needs, and takes half an hour; a topic by itself takes less.
 """
 
 from __future__ import annotations
