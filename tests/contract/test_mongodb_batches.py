@@ -304,6 +304,30 @@ async def test_what_comes_later_on_a_thread_goes_after_what_takes_long_on_it(
     assert not writer._last
 
 
+async def test_what_waits_for_what_takes_too_long_is_given_up_with_its_caller(
+    module_mongodb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_writes, "_PATIENCE", 0.05)
+    async with open_persistence(settings_for(module_mongodb, operation_timeout=0.4)) as persistence:
+        store, going_on = persistence.metadata_store, asyncio.Event()
+        run_id, writer = await started(store), run_writes_of(store)
+
+        async def slow_release(write: Release) -> None:
+            await going_on.wait()
+
+        monkeypatch.setattr(writer, "_release", slow_release)
+        leaving = asyncio.ensure_future(claiming(store).release_thread(run_id, "waited-for"))
+        await asyncio.sleep(0.1)  # the writer has gone on
+        later = [asyncio.ensure_future(claiming(store).release_thread(run_id, "waited-for")) for _ in range(5)]
+        answers = await asyncio.gather(*later, return_exceptions=True)
+        assert {type(answer) for answer in answers} == {StoreUnavailableError}
+        await asyncio.sleep(0.1)
+        assert len(writer._apart) < 5, "those that waited do not go on one after the other"
+        going_on.set()
+        with suppress(StoreUnavailableError):
+            await leaving
+
+
 async def test_claims_and_releases_that_come_together_share_a_batch(
     store: MetadataStoreProtocol, batches: list[int]
 ) -> None:

@@ -181,7 +181,9 @@ class RunWrites:
 
     async def _alone_after(self, before: set[asyncio.Task[Any]], write: Write) -> Any:
         if before:
-            await asyncio.wait(before)
+            await asyncio.wait(before, timeout=self._database.operation_timeout)
+            if not all(task.done() for task in before):  # its caller has been told as much
+                raise StoreUnavailableError(f"MongoDB at {self._database.place} did not answer in time.")
         return await self._alone(write)
 
     async def _answer_of(self, batch: asyncio.Task[Sequence[Any]], position: int) -> Any:
