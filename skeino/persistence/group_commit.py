@@ -24,6 +24,16 @@ MAX_WAITING: Final = 10_000
 """Writes that may wait; more are refused at once, so that a slow database does not fill the memory."""
 
 
+FEW: Final = 4
+"""Writes in a batch after which those that were answered go on first, for what they write next shall share the next
+batch: so a graph's next checkpoint goes with the pending writes that wait already, and its turn has a commit less.
+With more writes at once there is enough to write while they go on."""
+
+TURNS: Final = 2
+"""Of the event loop, which it takes LangGraph to ask for the next checkpoint once the last one is stored: the task that
+stored it ends, and the one that waits for this wakes up."""
+
+
 class GroupCommit(Generic[Write]):
     """One writer for one database: it writes batches one after the other, in the order in which the writes came.
 
@@ -125,6 +135,8 @@ class GroupCommit(Generic[Write]):
             if self._halves is not None and half >= self._halves:
                 size = min(size, half)
             await self._answer([self._waiting.popleft() for _ in range(size)])
+            for _ in range(TURNS if size <= FEW else 0):
+                await asyncio.sleep(0)
 
     async def _answer(self, batch: list[tuple[Write, asyncio.Future[Any]]]) -> None:
         self._is_writing = True

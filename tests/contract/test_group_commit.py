@@ -57,21 +57,40 @@ async def test_a_write_that_comes_alone_goes_at_once_and_those_that_come_meanwhi
 
 
 async def test_halves_take_turns_where_there_are_many() -> None:
-    disk = Disk(halves=4)
+    disk = Disk(halves=6)
 
     async def writer(number: int) -> None:
         for _ in range(3):
             await disk.group.write(number)
 
     async with asyncio.TaskGroup() as writers:
-        for number in range(8):
+        for number in range(12):
             writers.create_task(writer(number))
-    assert disk.batches[:4] == [[0, 1, 2, 3], [4, 5, 6, 7], [0, 1, 2, 3], [4, 5, 6, 7]]
+    first, second = [*range(6)], [*range(6, 12)]
+    assert disk.batches[:4] == [first, second, first, second]
     disk.batches.clear()
     async with asyncio.TaskGroup() as writers:
-        for number in range(6):
+        for number in range(10):
             writers.create_task(writer(number))
-    assert disk.batches == [[0, 1, 2, 3, 4, 5]] * 3, "too few for halves"
+    assert disk.batches == [[*range(10)]] * 3, "too few for halves"
+
+
+async def test_what_few_answers_lead_to_shares_the_next_batch() -> None:
+    disk = Disk()
+    disk.turn.clear()
+    first = asyncio.create_task(disk.group.write(1))
+
+    async def after_it() -> int:
+        await first
+        return int(await disk.group.write(3))
+
+    third = asyncio.create_task(after_it())
+    await asyncio.sleep(0.01)
+    second = asyncio.create_task(disk.group.write(2))
+    await asyncio.sleep(0.01)
+    disk.turn.set()
+    assert await asyncio.gather(second, third) == [20, 30]
+    assert disk.batches == [[1], [2, 3]]
 
 
 async def test_it_is_idle_as_soon_as_all_are_answered_and_not_before() -> None:
@@ -262,6 +281,24 @@ async def test_both_halves_share_transactions(tmp_path: Path, monkeypatch: pytes
         for number in range(50):
             config: Any = {"configurable": {"thread_id": f"t{number}"}}
             assert (await graph.aget_state(config)).values == {"words": ["hello", "echo hello"]}
+
+
+async def test_a_graph_alone_commits_once_for_each_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_persistence(settings_for(tmp_path)) as persistence:
+        sizes: list[int] = []
+        database = database_of(persistence.metadata_store)
+        transact = database._transact
+
+        def counting(writes: Any) -> Any:
+            sizes.append(len(writes))
+            return transact(writes)
+
+        monkeypatch.setattr(database, "_transact", counting)
+        config: Any = {"configurable": {"thread_id": "thread"}}
+        graph = compiled(persistence.checkpointer)
+        await graph.ainvoke({"words": ["hello"]}, config)
+        assert len(sizes) == len([checkpoint async for checkpoint in graph.aget_state_history(config)]) == 3, sizes
+        assert sum(sizes) == 5, "pending writes go with the checkpoint that follows"
 
 
 async def test_a_work_that_fails_is_undone_and_its_neighbours_are_committed(tmp_path: Path) -> None:
