@@ -172,6 +172,26 @@ async def test_bad_writes_fail_alone_and_wholly_as_the_stock_saver_s_do(
     assert database["checkpoint_writes"].count_documents({"thread_id": {"$nin": ["warm", "t3"]}}) == 18
 
 
+@pytest.mark.parametrize("slow", ["checkpoints", "checkpoint_writes"])
+async def test_checkpoints_and_pending_writes_do_not_wait_for_each_other(
+    saver: Saver, mongodb_uri: str, database: Database[dict[str, Any]], slow: str
+) -> None:
+    checkpoint = a_checkpoint()
+    works = {
+        "checkpoints": put(saver, "t", checkpoint),
+        "checkpoint_writes": put_writes(saver, "t", checkpoint["id"], [("messages", 1)], "task"),
+    }
+    where = f"{database.name}.{slow}"
+    with failing(mongodb_uri, ["update"], namespace=where, blockConnection=True, blockTimeMS=1500):
+        held_up = asyncio.create_task(works.pop(slow))
+        await asyncio.sleep(0.1)
+        for work in works.values():
+            await asyncio.wait_for(work, 1)
+        assert not held_up.done()
+        await held_up
+    assert names(database["checkpoints"]) == names(database["checkpoint_writes"]) == {"t"}
+
+
 async def test_a_majority_that_is_late_is_asked_for_again(saver: Saver, mongodb_uri: str, batches: list[int]) -> None:
     await put(saver, "warm", a_checkpoint())
     late = {"code": 64, "codeName": "WriteConcernFailed", "errmsg": "waiting for replication timed out"}

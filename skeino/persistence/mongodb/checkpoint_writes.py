@@ -2,13 +2,15 @@
 
 The documents are made by the stock saver itself, which is handed collections that only keep what they are asked to do.
 What runs write that hold their threads is written in a transaction, in which the threads' documents are touched, too:
-so that whoever takes one of them meanwhile either makes it fail, or comes after it.
+so that whoever takes one of them meanwhile either makes it fail, or comes after it. What others write needs none: there
+checkpoints and pending writes are written beside each other, as the stock saver's threads do it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, cast
+from functools import partial
+from typing import Any, Final, NamedTuple, cast
 
 from langgraph.checkpoint.mongodb import MongoDBSaver
 from pymongo import UpdateOne
@@ -24,13 +26,18 @@ from skeino.persistence.one_thread import OneThread
 
 Work = Callable[[MongoDBSaver], Any]
 
+CHECKPOINTS: Final = "checkpoints"
+PENDING: Final = "pending-writes"
+_NAMES: Final = (CHECKPOINTS, PENDING)
+_FENCED: Final = "fenced"  # of either collection: two transactions at once would collide at the thread's document
+
 
 class RefusedError(Exception):
     """The thread's fence is another one now. Nothing was written."""
 
 
 class CheckpointWrites:
-    """The one asynchronous writer of a process to these collections."""
+    """The writers of a process to these collections, each with a thread of its own."""
 
     def __init__(
         self, database: MongoDatabase, checkpoints: Collection[Document], pending_writes: Collection[Document]
@@ -38,15 +45,19 @@ class CheckpointWrites:
         self._database = database
         self._collections = (checkpoints, pending_writes)
         self._threads = database.metadata_of(database.blocking_client)[THREADS]
-        self._thread = OneThread("skeino-mongodb-writer")
-        self._group: GroupCommit[_Write] = GroupCommit(
-            self._write_batch, f"MongoDB at {database.place}", patience=database.operation_timeout
-        )
+        self._writers = {name: OneThread(f"skeino-mongodb-{name}") for name in (_FENCED, *_NAMES)}
+        self._groups: dict[str, GroupCommit[_Write]] = {
+            name: GroupCommit(
+                partial(self._write_batch, writer), f"MongoDB at {database.place}", patience=database.operation_timeout
+            )
+            for name, writer in self._writers.items()
+        }
 
-    async def write(self, saver: MongoDBSaver, work: Work, held: tuple[str, int] | None) -> Any:
+    async def write(self, of: str, saver: MongoDBSaver, work: Work, held: tuple[str, int] | None) -> Any:
         """What `work` results in, once it is durable. A caller that is cancelled loses that alone.
 
         Args:
+            of: `CHECKPOINTS` or `PENDING`, what is written.
             saver: whose serializer is used.
             work: one of the stock saver's writing methods, called on the saver it is given; it may be called again.
             held: the thread, and the fence that it must have; None writes in any case.
@@ -56,7 +67,7 @@ class CheckpointWrites:
             StoreError: as `MongoDatabase.in_thread`.
         """
         with translated_errors(self._database.place):
-            return await self._group.write(_Write(saver, work, held))
+            return await self._groups[of if held is None else _FENCED].write(_Write(saver, work, held))
 
     def write_blocking(self, saver: MongoDBSaver, work: Work, held: tuple[str, int] | None) -> Any:
         """As `write`, by itself."""
@@ -65,11 +76,13 @@ class CheckpointWrites:
 
     async def close(self) -> None:
         """Take no more writes, and wait until those there are have been answered."""
-        await self._group.close()
-        self._thread.end()
+        for group in self._groups.values():
+            await group.close()
+        for writer in self._writers.values():
+            writer.end()
 
-    async def _write_batch(self, writes: Sequence[_Write]) -> Sequence[Any]:
-        return await self._thread.run(lambda: self._written(writes))
+    async def _write_batch(self, writer: OneThread, writes: Sequence[_Write]) -> Sequence[Any]:
+        return await writer.run(lambda: self._written(writes))
 
     def _written(self, writes: Sequence[_Write]) -> Sequence[Any]:
         if len(writes) == 1 and writes[0].held is None:
@@ -178,9 +191,6 @@ class CheckpointWrites:
         return write.work(write.saver)
 
 
-_NAMES = ("checkpoints", "pending writes")
-
-
 def _later(asked: Iterable[_Asked], name: str) -> set[int]:
     """The positions of what was not tried, when one of these has failed."""
     return {one.position for one in asked if any(one.of(later) for later in _NAMES[_NAMES.index(name) + 1 :])}
@@ -204,8 +214,8 @@ class _Recorder(MongoDBSaver):
 
     def __init__(self, saver: MongoDBSaver, asked: _Asked) -> None:
         self.__dict__.update(saver.__dict__)
-        self.checkpoint_collection = cast("Any", _AskedOf(asked.of("checkpoints")))
-        self.writes_collection = cast("Any", _AskedOf(asked.of("pending writes")))
+        self.checkpoint_collection = cast("Any", _AskedOf(asked.of(CHECKPOINTS)))
+        self.writes_collection = cast("Any", _AskedOf(asked.of(PENDING)))
 
 
 class _Asked:

@@ -11,7 +11,7 @@ from pymongo import ASCENDING, UpdateOne
 
 from skeino.persistence.inventory import StoredWrite
 from skeino.persistence.mongodb import history
-from skeino.persistence.mongodb.checkpoint_writes import CheckpointWrites, RefusedError
+from skeino.persistence.mongodb.checkpoint_writes import CHECKPOINTS, PENDING, CheckpointWrites, RefusedError
 from skeino.persistence.mongodb.checkpoints import Ancestors, one, page
 from skeino.persistence.mongodb.connections import MongoDatabase
 from skeino.persistence.paging import Place, paged, paged_blocking
@@ -81,19 +81,21 @@ class MongoDatabaseSaver(MongoDBSaver):
         new_versions: ChannelVersions,
     ) -> RunnableConfig:
         stored: RunnableConfig = await self._write(
-            config, lambda saver: MongoDBSaver.put(saver, config, checkpoint, metadata, new_versions)
+            CHECKPOINTS, config, lambda saver: MongoDBSaver.put(saver, config, checkpoint, metadata, new_versions)
         )
         return stored
 
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""
     ) -> None:
-        await self._write(config, lambda saver: MongoDBSaver.put_writes(saver, config, writes, task_id, task_path))
+        await self._write(
+            PENDING, config, lambda saver: MongoDBSaver.put_writes(saver, config, writes, task_id, task_path)
+        )
 
-    async def _write(self, config: RunnableConfig, work: Callable[[MongoDBSaver], T]) -> T:
+    async def _write(self, of: str, config: RunnableConfig, work: Callable[[MongoDBSaver], T]) -> T:
         run, held = _held(config)
         try:
-            written: T = await self._writes.write(self, work, held)
+            written: T = await self._writes.write(of, self, work, held)
         except RefusedError:
             assert run is not None  # who else has a fence
             raise run.refused(config["configurable"]["thread_id"]) from None
