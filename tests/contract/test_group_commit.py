@@ -89,7 +89,7 @@ async def test_what_few_answers_lead_to_shares_the_next_batch() -> None:
     second = asyncio.create_task(disk.group.write(2))
     await asyncio.sleep(0.01)
     disk.turn.set()
-    assert await asyncio.gather(second, third) == [20, 30]
+    assert [await second, await third] == [20, 30]
     assert disk.batches == [[1], [2, 3]]
 
 

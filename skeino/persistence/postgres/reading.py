@@ -52,6 +52,15 @@ _LATEST: Final = "WHERE thread_id = %s AND checkpoint_ns = %s ORDER BY checkpoin
 _AFTER: Final = "checkpoint_id <= %s AND (checkpoint_id < %s OR (thread_id, checkpoint_ns) > (%s, %s))"
 _PAGE: Final = " ORDER BY checkpoint_id DESC, thread_id, checkpoint_ns LIMIT %s"
 
+_LATEST_OF_EACH: Final = f"""
+SELECT asked.position, latest.*
+FROM unnest(%s::text[], %s::text[]) WITH ORDINALITY AS asked (thread_id, checkpoint_ns, position)
+CROSS JOIN LATERAL ({_SELECT}
+    WHERE checkpoints.thread_id = asked.thread_id AND checkpoints.checkpoint_ns = asked.checkpoint_ns
+    ORDER BY checkpoints.checkpoint_id DESC LIMIT 1
+) AS latest
+"""
+
 _SENDS: Final = f"""
 SELECT w.thread_id, w.checkpoint_id, array_agg(ARRAY[type::bytea, blob] ORDER BY task_path, task_id, idx) AS sends
 FROM checkpoint_writes w JOIN unnest(%s::text[], %s::text[]) AS parent (thread_id, checkpoint_id)
@@ -77,6 +86,17 @@ async def one(
     if checkpoint_id := get_checkpoint_id(config):
         return await _rows(cursor, saver, _ONE, [*place, checkpoint_id], prepare=prepare)
     return await _rows(cursor, saver, _LATEST, place, prepare=prepare)
+
+
+async def latest_of_each(
+    cursor: AsyncCursor[DictRow], places: Sequence[tuple[str, str]], *, prepare: bool
+) -> list[DictRow]:
+    """The rows of the latest checkpoints, each with the `position` of its thread and namespace, from 1 on.
+
+    What an old LangGraph has left in the writes of the step before is not in them.
+    """
+    await cursor.execute(_LATEST_OF_EACH, [*map(list, zip(*places, strict=True))], binary=True, prepare=prepare or None)
+    return await cursor.fetchall()
 
 
 async def page(

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import psycopg
-from langgraph.checkpoint.base import WRITES_IDX_MAP, get_serializable_checkpoint_metadata
+from langgraph.checkpoint.base import WRITES_IDX_MAP, get_checkpoint_id, get_serializable_checkpoint_metadata
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from psycopg import AsyncCursor
@@ -24,6 +24,7 @@ from skeino.persistence.paging import Place, paged
 from skeino.persistence.postgres import history, reading
 from skeino.persistence.postgres.checkpoints import CHECKPOINT, INSERTED, UPSERTED
 from skeino.persistence.postgres.connections import PostgresDatabase
+from skeino.persistence.postgres.latest import LatestReads
 from skeino.persistence.postgres.session import LOST_PLANS
 from skeino.persistence.pruning import checked_copy, checked_prune, checked_run_ids, target_exists
 from skeino.persistence.stamping import RunStampMixin, fence_of
@@ -52,6 +53,7 @@ class PostgresDatabaseSaver(AsyncPostgresSaver):
         super().__init__(cast("Any", database.pool))
         self.database = database
         self.supports_pipeline = self.supports_pipeline and database.pipeline
+        self._latest = LatestReads(self._latest_of_each)
 
     @asynccontextmanager
     async def _cursor(self, *, pipeline: bool = False) -> AsyncIterator[AsyncCursor[DictRow]]:
@@ -124,7 +126,14 @@ class PostgresDatabaseSaver(AsyncPostgresSaver):
     # ── Reading ──────────────────────────────────────────────────────────────────────────────────────────
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        rows = await self._with_kept_plans(lambda: self._row_of(config))
+        async def alone() -> Sequence[DictRow]:
+            return await self._with_kept_plans(lambda: self._row_of(config))
+
+        if get_checkpoint_id(config):
+            rows = await alone()
+        else:
+            configurable = config["configurable"]
+            rows = await self._latest.rows((configurable["thread_id"], configurable.get("checkpoint_ns", "")), alone)
         found = await self._loaded(rows)
         return found[0] if found else None
 
@@ -149,6 +158,13 @@ class PostgresDatabaseSaver(AsyncPostgresSaver):
             return await reading.one(cursor, self, config, prepare=prepare)
 
         return await self._read(read)
+
+    async def _latest_of_each(self, places: Sequence[tuple[str, str]]) -> Sequence[DictRow]:
+        async def read(cursor: AsyncCursor[DictRow]) -> list[DictRow]:
+            prepare = await self.database.keeps_plans(cursor.connection)
+            return await reading.latest_of_each(cursor, places, prepare=prepare)
+
+        return await self._with_kept_plans(lambda: self._read(read))
 
     async def _read(self, read: Callable[[AsyncCursor[DictRow]], Awaitable[list[DictRow]]]) -> list[DictRow]:
         """What is read; again, if the connection is lost meanwhile."""

@@ -1,0 +1,161 @@
+"""PostgreSQL: the latest checkpoints that are read at the same time are what each would be by itself."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+import psycopg
+import pytest
+from langgraph.checkpoint.base import CheckpointTuple
+
+from skeino import SkeinoSettings
+from skeino.errors import StoreUnavailableError
+from skeino.persistence import open_checkpointer
+from skeino.persistence.postgres import StampedPostgresSaver, reading
+from tests.contract.backends import empty
+from tests.savers.graphs import config_of, plain
+from tests.savers.statements import counted_statements
+from tests.savers.test_postgres_batches import put, put_writes
+from tests.savers.test_reading import fill
+
+THREADS = ("plain", "never", "nested", "old", "asking", "pausing within", "old too", "deltas", "fanned out")
+
+
+@pytest.fixture
+def settings(module_database: str) -> SkeinoSettings:
+    return SkeinoSettings(checkpointer_scheme="postgres", checkpointer_uri=module_database)
+
+
+@pytest.fixture
+async def saver(settings: SkeinoSettings, module_database: str) -> AsyncIterator[StampedPostgresSaver]:
+    async with open_checkpointer(settings) as opened:
+        empty(module_database)
+        yield cast("StampedPostgresSaver", opened)
+
+
+async def latest(saver: StampedPostgresSaver, *threads: str) -> list[CheckpointTuple | None]:
+    """Those of the threads, read at once."""
+    return await asyncio.gather(*(saver.aget_tuple(config_of(thread_id)) for thread_id in threads))
+
+
+async def short_ones(saver: StampedPostgresSaver, number: int) -> list[str]:
+    """So many threads with two checkpoints each; the ids of the later ones."""
+    for index in range(number):
+        for step in "ab":
+            await put(f"t{index}", f"{step}{index}", {"messages": [index, step]}, version=step)(saver)
+        await put_writes(f"t{index}", f"b{index}", "task", ("messages", [index]))(saver)
+    return [f"b{index}" for index in range(number)]
+
+
+async def test_at_once_they_are_what_each_is_by_itself(saver: StampedPostgresSaver) -> None:
+    await fill(saver)
+    inner = [
+        one.config["configurable"]["checkpoint_ns"]
+        async for one in saver.alist(config_of("nested"))
+        if one.config["configurable"]["checkpoint_ns"]
+    ]
+    configs = [*map(config_of, THREADS), config_of("nested", checkpoint_ns=inner[0]), config_of("plain")]
+    one_by_one = [await saver.aget_tuple(config) for config in configs]
+    assert await asyncio.gather(*map(saver.aget_tuple, configs)) == one_by_one
+    assert [found is None for found in one_by_one] == [thread_id == "never" for thread_id in (*THREADS, "", "")]
+
+
+async def test_many_at_once_are_few_statements(saver: StampedPostgresSaver, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = await short_ones(saver, 40)
+    sizes: list[int] = []
+    read, one = reading.latest_of_each, reading.one
+
+    async def together(cursor: Any, places: Any, **options: Any) -> Any:
+        sizes.append(len(places))
+        return await read(cursor, places, **options)
+
+    async def alone(*arguments: Any, **options: Any) -> Any:
+        sizes.append(1)
+        return await one(*arguments, **options)
+
+    monkeypatch.setattr(reading, "latest_of_each", together)
+    monkeypatch.setattr(reading, "one", alone)
+    found = await latest(saver, *(f"t{index}" for index in range(40)))
+    assert [one and one.checkpoint["id"] for one in found] == ids
+    assert [one and one.checkpoint["channel_values"]["messages"] for one in found] == [[n, "b"] for n in range(40)]
+    assert [one and one.pending_writes for one in found] == [[("task", "messages", [n])] for n in range(40)]
+    await latest(saver, "t1")
+    assert sizes == [16, 16, 8, 1]
+
+
+async def test_two_who_read_the_same_share_nothing(saver: StampedPostgresSaver) -> None:
+    await short_ones(saver, 1)
+    one, other = await latest(saver, "t0", "t0")
+    assert one is not None
+    assert one == other
+    cast("Any", one.metadata)["mine"] = True
+    one.checkpoint["channel_values"].clear()
+    assert one != other
+
+
+async def test_a_caller_that_is_cancelled_loses_its_answer_alone(
+    settings: SkeinoSettings, saver: StampedPostgresSaver
+) -> None:
+    ids = await short_ones(saver, 4)
+    with counted_statements(settings) as statements:
+        tasks = [asyncio.create_task(saver.aget_tuple(config_of(f"t{index}"))) for index in range(4)]
+        await asyncio.sleep(0)
+        tasks[0].cancel()  # it has asked
+        while not statements():
+            await asyncio.sleep(0)
+        tasks[1].cancel()  # it is being read
+        found = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(one) for one in found[:2]] == [asyncio.CancelledError] * 2
+    assert [one.checkpoint["id"] for one in found[2:] if isinstance(one, CheckpointTuple)] == ids[2:]
+    assert (await saver.aget_tuple(config_of("t0"))) is not None
+
+
+async def test_what_fails_together_is_read_one_by_one(
+    saver: StampedPostgresSaver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = await short_ones(saver, 3)
+
+    async def failing(*_: Any, **__: Any) -> Any:
+        raise psycopg.DataError("one of them is bad")
+
+    monkeypatch.setattr(reading, "latest_of_each", failing)
+    assert [one and one.checkpoint["id"] for one in await latest(saver, "t0", "t1", "t2")] == ids
+
+
+async def test_a_connection_that_is_lost_meanwhile_is_not_noticed(
+    saver: StampedPostgresSaver, module_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = await short_ones(saver, 3)
+    read, lost = reading.latest_of_each, 0
+
+    async def losing(cursor: Any, *arguments: Any, **options: Any) -> Any:
+        nonlocal lost
+        if not lost:
+            lost = cursor.connection.info.backend_pid
+            with psycopg.connect(module_database, autocommit=True) as other:
+                other.execute("SELECT pg_terminate_backend(%s)", [lost])
+        return await read(cursor, *arguments, **options)
+
+    monkeypatch.setattr(reading, "latest_of_each", losing)
+    assert [one and one.checkpoint["id"] for one in await latest(saver, "t0", "t1", "t2")] == ids
+    assert lost
+
+
+async def test_where_there_is_no_database_all_are_told(settings: SkeinoSettings) -> None:
+    async with open_checkpointer(settings) as closed:
+        pass
+    found = await asyncio.gather(
+        *(closed.aget_tuple(config_of(f"t{index}")) for index in range(3)), return_exceptions=True
+    )
+    assert [type(one) for one in found] == [StoreUnavailableError] * 3
+
+
+async def test_graphs_that_begin_together_go_on_from_their_own_states(saver: StampedPostgresSaver) -> None:
+    graph = plain(saver)
+    for turn in range(3):
+        await asyncio.gather(
+            *(graph.ainvoke({"messages": [f"{turn} of {n}"]}, config_of(f"thread {n}")) for n in range(50))
+        )
+    for number in range(50):
+        messages = (await graph.aget_state(config_of(f"thread {number}"))).values["messages"]
+        assert messages[::2] == [f"{turn} of {number}" for turn in range(3)]
