@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import load
-from benchmarks.page import milliseconds, rate, times
+from benchmarks.page import milliseconds, processor, rate, times
 from benchmarks.servers import Place
 from benchmarks.throughput import Effort, Turn, Variant, measured, number_of_turns
 from benchmarks.uvicorns import Served, Way, served
@@ -82,11 +82,14 @@ def table(schemes: dict[str, Any]) -> str:
     for endpoint, found in ENDPOINTS.items():
         ours = result[endpoint]["skeino on PostgreSQL"]["32"]
         lines = [
-            f"| {TITLES[endpoint]} | requests/s, 32 at once | skeino on PostgreSQL does | p50 / p99 |",
-            "|---|---|---|---|",
+            f"| {TITLES[endpoint]} | requests/s, 32 at once | skeino on PostgreSQL does | p50 / p99 | processor |",
+            "|---|---|---|---|---|",
         ]
         for way, how in found.items():
             figure = result[endpoint][way]["32"]
-            lines.append(f"| {how} | {rate(figure)} | {times(ours, figure)} | {milliseconds(figure, 'request')} |")
+            lines.append(
+                f"| {how} | {rate(figure)} | {times(ours, figure)} | {milliseconds(figure, 'request')} | "
+                f"{processor(figure)} |"
+            )
         tables.append("\n".join(lines))
     return "\n\n".join(tables)

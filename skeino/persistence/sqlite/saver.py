@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
@@ -184,8 +183,8 @@ class _SaverInTransaction(SqliteSaver):
     """LangGraph's synchronous saver inside a transaction that somebody else begins and ends."""
 
     def __init__(self, connection: sqlite3.Connection, serde: SerializerProtocol) -> None:
-        # One is made for each operation: its parent's own would make a serializer, and a lock.
-        BaseCheckpointSaver.__init__(self, serde=serde)
+        # One is made for each operation: its parents' own would make a lock, and examine the serializer.
+        self.serde = serde
         self.conn = connection
         self.is_setup = True
 
