@@ -25,9 +25,9 @@ MAX_WAITING: Final = 10_000
 
 
 FEW: Final = 4
-"""Writes in a batch after which those that were answered go on first, for what they write next shall share the next
-batch: so a graph's next checkpoint goes with the pending writes that wait already, and its turn has a commit less.
-With more writes at once there is enough to write while they go on."""
+"""Writes in a batch, and as many that wait, after which those that were answered go on first, for what they write next
+shall share the next batch: so a graph's next checkpoint goes with the pending writes that wait already, and the graph
+has a commit less. With more writes at once there is enough to write while they go on."""
 
 TURNS: Final = 2
 """Of the event loop, which it takes LangGraph to ask for the next checkpoint once the last one is stored: the task that
@@ -135,7 +135,7 @@ class GroupCommit(Generic[Write]):
             if self._halves is not None and half >= self._halves:
                 size = min(size, half)
             await self._answer([self._waiting.popleft() for _ in range(size)])
-            for _ in range(TURNS if size <= FEW else 0):
+            for _ in range(TURNS if max(size, len(self._waiting)) <= FEW else 0):
                 await asyncio.sleep(0)
 
     async def _answer(self, batch: list[tuple[Write, asyncio.Future[Any]]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import sys
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
@@ -291,6 +292,7 @@ async def test_a_graph_alone_commits_once_for_each_checkpoint(tmp_path: Path, mo
 
         def counting(writes: Any) -> Any:
             sizes.append(len(writes))
+            time.sleep(0.02)  # in the writer's thread: on a disk in memory the graph would be slower than a commit
             return transact(writes)
 
         monkeypatch.setattr(database, "_transact", counting)

@@ -279,6 +279,46 @@ async def test_a_caller_that_is_cancelled_loses_the_answer_alone(
     assert batches == [20]
 
 
+async def test_what_is_deleted_does_not_come_back_by_a_cancelled_call(
+    saver: Saver, mongodb_uri: str, database: Database[dict[str, Any]]
+) -> None:
+    for slow in ("checkpoints", "checkpoint_writes"):
+        where = f"{database.name}.{slow}"
+        with failing(mongodb_uri, ["update"], namespace=where, blockConnection=True, blockTimeMS=300):
+            calls = [
+                asyncio.create_task(call)
+                for number in range(3)
+                for call in (
+                    put(saver, f"t{number}", a_checkpoint()),
+                    put_writes(saver, f"t{number}", "c", [("a", 1)], "task"),
+                )
+            ]
+            await asyncio.sleep(0)
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*(saver.adelete_thread(f"t{number}") for number in range(3)))
+        await saver.aput_writes(config_of("last", checkpoint_ns="", checkpoint_id="c"), [("a", 1)], "task")
+        await put(saver, "last", a_checkpoint())
+        assert names(database["checkpoints"]) == names(database["checkpoint_writes"]) == {"last"}
+
+
+async def test_closing_refuses_both_kinds_at_once(mongodb_uri: str) -> None:
+    async with open_persistence(settings_for(mongodb_uri)) as persistence:
+        saver: Saver = persistence.checkpointer
+        where = f"{mongodb_uri.rpartition('/')[2].partition('?')[0]}.checkpoints"
+        with failing(mongodb_uri, ["update"], namespace=where, blockConnection=True, blockTimeMS=500):
+            written = asyncio.create_task(put(saver, "t", a_checkpoint()))
+            await asyncio.sleep(0.1)
+            closing = asyncio.create_task(saver._writes.close())
+            await asyncio.sleep(0.1)
+            for late in (put(saver, "t", a_checkpoint()), put_writes(saver, "t", "c", [("a", 1)], "task")):
+                with pytest.raises(StoreUnavailableError, match="closed"):
+                    await late
+            assert not written.done()
+            await closing
+            assert written.done()
+
+
 async def test_closing_waits_for_what_is_being_written(mongodb_uri: str) -> None:
     async with open_persistence(settings_for(mongodb_uri)) as persistence:
         saver: Saver = persistence.checkpointer

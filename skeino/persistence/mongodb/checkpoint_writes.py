@@ -8,6 +8,7 @@ checkpoints and pending writes are written beside each other, as the stock saver
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple, cast
@@ -74,10 +75,15 @@ class CheckpointWrites:
         with self._database.blocking_operation():
             return self._one_alone(_Write(saver, work, held))
 
+    async def settled(self, saver: MongoDBSaver) -> None:
+        """Wait for what was asked for before: calls that were cancelled, but whose writes are on their way."""
+        nothing = _Write(saver, lambda _: None, None)
+        with translated_errors(self._database.place):
+            await asyncio.gather(*(group.write(nothing) for group in self._groups.values() if not group.is_idle))
+
     async def close(self) -> None:
         """Take no more writes, and wait until those there are have been answered."""
-        for group in self._groups.values():
-            await group.close()
+        await asyncio.gather(*(group.close() for group in self._groups.values()))
         for writer in self._writers.values():
             writer.end()
 

@@ -102,6 +102,7 @@ class MongoDatabaseSaver(MongoDBSaver):
         return written
 
     async def adelete_thread(self, thread_id: str) -> None:
+        await self._writes.settled(self)  # what is deleted must not come back
         await self.database.in_thread(lambda: MongoDatabaseSaver.delete_thread(self, thread_id))
 
     # ── Blocking ─────────────────────────────────────────────────────────────────────────────────────────
@@ -171,12 +172,15 @@ class MongoDatabaseSaver(MongoDBSaver):
     # ── What the stock saver lacks ───────────────────────────────────────────────────────────────────────
 
     async def adelete_for_runs(self, run_ids: Sequence[str]) -> None:
+        await self._writes.settled(self)
         await self.database.in_thread(lambda: MongoDatabaseSaver.delete_for_runs(self, run_ids))
 
     async def acopy_thread(self, source_thread_id: str, target_thread_id: str) -> None:
+        await self._writes.settled(self)
         await self.database.in_thread(lambda: MongoDatabaseSaver.copy_thread(self, source_thread_id, target_thread_id))
 
     async def aprune(self, thread_ids: Sequence[str], *, strategy: str = "keep_latest") -> None:
+        await self._writes.settled(self)
         await self.database.in_thread(lambda: MongoDatabaseSaver.prune(self, thread_ids, strategy=strategy))
 
     def delete_for_runs(self, run_ids: Sequence[str]) -> None:

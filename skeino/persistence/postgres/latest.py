@@ -1,8 +1,8 @@
 """`LatestReads`: reads of threads' latest checkpoints that are asked for at the same time share a statement.
 
 A graph begins with such a read, and graphs begin together: those whose runs were written in one batch, say. On the
-event loop a statement costs more than the row that it brings. Nobody waits for others: what is asked for in one turn
-of the event loop goes together at its end, whatever else is being read.
+event loop a statement costs more than the row that it brings. What is asked for in one turn of the event loop goes
+together at its end, whatever else is being read: so a read waits for those of its turn, and for no others.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ class LatestReads:
     def __init__(self, read: Callable[[Sequence[Place]], Awaitable[Sequence[DictRow]]]) -> None:
         self._read = read
         self._asked: list[tuple[Place, _Answer]] = []
-        self._reading: set[asyncio.Task[None]] = set()  # the event loop does not keep them
+        self._reading: dict[asyncio.Task[None], Sequence[tuple[Place, _Answer]]] = {}
 
     async def rows(self, place: Place, alone: Callable[[], Awaitable[Sequence[DictRow]]]) -> Sequence[DictRow]:
         """The row of the place's latest checkpoint, if there is one.
 
         Args:
             place: where it is.
-            alone: reads it by itself: where nobody else asks, where it is of an old format, and where one of the others
-                may be bad.
+            alone: reads it by itself: where nobody else asks, where it is of an old format, and where the server has
+                refused to read all of them.
 
         Raises:
-            StoreUnavailableError: the database is away.
+            StoreUnavailableError: there is no connection, or it took too long.
             Exception: whatever `alone` raises.
         """
         loop = asyncio.get_running_loop()
@@ -55,7 +55,11 @@ class LatestReads:
         if not self._asked:
             loop.call_soon(self._begin, context=contextvars.Context())
         self._asked.append((place, answer))
-        rows = await answer
+        try:
+            rows = await answer
+        except asyncio.CancelledError:
+            self._cancel_what_nobody_waits_for()
+            raise
         return await alone() if rows is None else rows
 
     def _begin(self) -> None:
@@ -64,23 +68,30 @@ class LatestReads:
             some = [one for one in asked[begin : begin + MOST] if not one[1].done()]  # whose caller is still there
             if len(some) > 1:
                 reading = asyncio.get_running_loop().create_task(self._together(some), name="skeino reader")
-                self._reading.add(reading)
-                reading.add_done_callback(self._reading.discard)
+                self._reading[reading] = some
+                reading.add_done_callback(self._reading.pop)
             else:
                 _answer(some, [None] * len(some))
+
+    def _cancel_what_nobody_waits_for(self) -> None:
+        """So that the server does not read it, and its connection is free."""
+        for reading, asked in self._reading.items():
+            if all(answer.done() for _, answer in asked):
+                reading.cancel()
 
     async def _together(self, asked: Sequence[tuple[Place, _Answer]]) -> None:
         answers: list[Sequence[DictRow] | None] = [()] * len(asked)
         try:
             for row in await self._read([place for place, _ in asked]):
                 answers[row.pop("position") - 1] = None if _is_old(row) else [row]
-        except StoreUnavailableError as exc:
-            for _, answer in asked:
-                if not answer.done():
-                    answer.set_exception(exc)
-        except Exception:  # by something that one of them has, maybe: each is told what its own read fails with
-            _answer(asked, [None] * len(asked))
-        except BaseException:  # the event loop ends
+        except Exception as exc:
+            if isinstance(exc, StoreUnavailableError) and (exc.sqlstate is None or exc.maybe_done):
+                for _, answer in asked:
+                    if not answer.done():
+                        answer.set_exception(exc)
+            else:  # the server has refused one of them, maybe: each is told what its own read fails with
+                _answer(asked, [None] * len(asked))
+        except BaseException:  # the event loop ends, or nobody waits any more
             for _, answer in asked:
                 answer.cancel()
             raise
