@@ -23,7 +23,6 @@ MAX_BATCH: Final = 256
 MAX_WAITING: Final = 10_000
 """Writes that may wait; more are refused at once, so that a slow database does not fill the memory."""
 
-
 FEW: Final = 4
 """Writes in a batch, and as many that wait, after which those that were answered go on first, for what they write next
 shall share the next batch: so a graph's next checkpoint goes with the pending writes that wait already, and the graph

@@ -258,17 +258,25 @@ def database_of(store: Any) -> SqliteDatabase:
     return store._database
 
 
+def sizes_of_transactions(
+    database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch, *, seconds: float = 0
+) -> list[int]:
+    """How many writes are in each from here on, as they come; each takes so much longer."""
+    sizes: list[int] = []
+    transact = database._transact
+
+    def counting(writes: Any) -> Any:
+        sizes.append(len(writes))
+        time.sleep(seconds)  # in the writer's thread
+        return transact(writes)
+
+    monkeypatch.setattr(database, "_transact", counting)
+    return sizes
+
+
 async def test_both_halves_share_transactions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with open_persistence(settings_for(tmp_path)) as persistence:
-        sizes: list[int] = []
-        database = database_of(persistence.metadata_store)
-        transact = database._transact
-
-        def counting(writes: Any) -> Any:
-            sizes.append(len(writes))
-            return transact(writes)
-
-        monkeypatch.setattr(database, "_transact", counting)
+        sizes = sizes_of_transactions(database_of(persistence.metadata_store), monkeypatch)
         graph = compiled(persistence.checkpointer)
 
         async def converse(number: int) -> None:
@@ -286,16 +294,8 @@ async def test_both_halves_share_transactions(tmp_path: Path, monkeypatch: pytes
 
 async def test_a_graph_alone_commits_once_for_each_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with open_persistence(settings_for(tmp_path)) as persistence:
-        sizes: list[int] = []
-        database = database_of(persistence.metadata_store)
-        transact = database._transact
-
-        def counting(writes: Any) -> Any:
-            sizes.append(len(writes))
-            time.sleep(0.02)  # in the writer's thread: on a disk in memory the graph would be slower than a commit
-            return transact(writes)
-
-        monkeypatch.setattr(database, "_transact", counting)
+        # Each takes a while: on a disk in memory the graph would be slower than a commit.
+        sizes = sizes_of_transactions(database_of(persistence.metadata_store), monkeypatch, seconds=0.02)
         config: Any = {"configurable": {"thread_id": "thread"}}
         graph = compiled(persistence.checkpointer)
         await graph.ainvoke({"words": ["hello"]}, config)
