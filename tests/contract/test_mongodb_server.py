@@ -26,6 +26,7 @@ from skeino.errors import (
     ThreadNotFoundError,
 )
 from skeino.persistence import MetadataStoreProtocol, MongoMetadataStore, Persistence, open_persistence
+from skeino.persistence.mongodb import connections as mongodb_connections
 from skeino.persistence.mongodb import store as mongodb_store
 from skeino.runs import new_id
 from skeino.testing import (
@@ -165,6 +166,15 @@ async def test_wrong_options_are_refused_before_connecting(options: dict[str, An
     assert message in str(exc)
 
 
+async def test_a_server_that_is_too_old_is_refused(mongodb_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mongodb_connections, "_OLDEST", (1000, "600.0"))
+    exc = await fails_to_open(settings_for(mongodb_uri))
+    assert isinstance(exc, ConfigurationError)
+    assert "is older than 600.0: upgrade the server." in str(exc)
+    with MongoClient[Any](mongodb_uri) as client:
+        assert client.get_default_database().list_collection_names() == []
+
+
 async def test_without_a_database_in_the_uri_each_half_has_its_own(private_mongodb_server: LocalMongoServer) -> None:
     for scheme in ("mongodb", "mongo"):
         settings = settings_for(private_mongodb_server.dsn).model_copy(update={"checkpointer_scheme": scheme})
@@ -203,6 +213,25 @@ async def test_a_search_by_status_looks_as_far_as_it_must(mongodb_uri: str, monk
         assert len(await store.search_threads(status="busy", limit=100)) == len(busy)
         assert len(await store.search_threads(status=["busy", "idle"], limit=100)) == 7
         assert await store.search_threads(status=[]) == []
+
+
+async def test_rows_of_the_rarer_statuses_are_found_by_an_index(mongodb_uri: str) -> None:
+    async with open_persistence(settings_for(mongodb_uri)) as persistence:
+        store = persistence.metadata_store
+        for number in range(50):
+            await finished(store, f"idle-{number}")
+        for status in ("error", "timeout", "interrupted"):
+            await finished(store, f"rare-{status}", status=status, thread_status="error")
+        with MongoClient[Any](mongodb_uri) as client:
+            database = client.get_default_database()
+            database.command("profile", 2)
+            assert len(await store.search_runs(status=["error", "timeout"])) == 2
+            assert len(await store.search_runs(status="interrupted")) == 1
+            assert len(await store.search_threads(status="error")) == 3
+            database.command("profile", 0)
+            searches = list(database["system.profile"].find({"ns": {"$regex": "[.]app_(runs|threads)$"}}))
+        assert len(searches) >= 3  # the leases look, too
+        assert max(search["docsExamined"] for search in searches) <= 3
 
 
 # ── While it runs ────────────────────────────────────────────────────────────────────────────────────────

@@ -53,6 +53,8 @@ _UNAUTHORIZED: Final = 13
 _TRANSIENT: Final = (6, 7, 24, 46, 89, 91, 112, 134, 189, 251, 262, 9001, 10107, 11600, 11602, 13435, 13436)
 _DISK_FULL: Final = 14031
 _TOO_LARGE: Final = (10334, 17280, 17419, 17420)
+_OLDEST: Final = (17, "6.0")
+"""The oldest server that has all that is used: its wire version, and its name."""
 
 
 class MongoDatabase:
@@ -240,7 +242,7 @@ async def open_database(spec: CheckpointerSpec) -> AsyncIterator[MongoDatabase]:
     """Connect to the spec's deployment and make the indexes that are missing; options are `OPTIONS`.
 
     Raises:
-        ConfigurationError: the URI is none that MongoDB understands, or an option is wrong.
+        ConfigurationError: the URI is none that MongoDB understands, an option is wrong, or the server too old.
         StoreUnavailableError: the deployment cannot be reached; the message names hosts, ports and database.
         SchemaError: with `setup_schema=False`, collections are missing; or they may not be made.
     """
@@ -345,6 +347,8 @@ async def _connected(database: MongoDatabase) -> bool:
     try:
         async with database.operation():
             hello = await database.client.admin.command("hello")
+        if hello["maxWireVersion"] < _OLDEST[0]:
+            raise ConfigurationError(f"MongoDB at {database.place} is older than {_OLDEST[1]}: upgrade the server.")
         if not await database.in_thread(lambda: _is_same(hello, database.blocking_client.admin.command("hello"))):
             raise ConfigurationError("checkpointer_uri and the client of option client are of different deployments.")
     except (StoreError, ConfigurationError) as exc:

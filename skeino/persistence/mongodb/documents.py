@@ -19,7 +19,7 @@ from typing import Any, Final, cast
 
 from bson.int64 import Int64
 
-from skeino.persistence.mongodb.schema import RUNS
+from skeino.persistence.mongodb.schema import RARE_OF_RUNS, RUNS
 from skeino.persistence.queries import Query, checked_owner
 from skeino.persistence.rows import ACTIVE_STATUSES, ANY_OWNER, OwnerFilter, RunError, RunFinish, RunRow, ThreadRow
 from skeino.validation import Scalar
@@ -138,6 +138,8 @@ def run_filter(query: Query) -> Document:
         condition["status"] = {"$in": list(query.statuses)}
         if query.statuses and set(query.statuses) <= set(ACTIVE_STATUSES):
             condition["active"] = True  # says the same, and is what the index is of
+        elif set(query.statuses) < set(RARE_OF_RUNS):
+            condition["$and"] = [{"status": {"$in": [*RARE_OF_RUNS]}}]  # the same
     if query.thread_id is not None:
         condition["thread_id"] = query.thread_id
     return condition
