@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from skeino.persistence.postgres.arrays import ARRAYS
 from skeino.persistence.postgres.statements import (
     ACTIVE,
     ATTACH_RUN,
@@ -230,7 +231,8 @@ FINISH_RUNS: Final = f"""
 
 
 def _columns(types: Mapping[str, str]) -> Callable[[Sequence[Values]], dict[str, Any]]:
-    return lambda writes: {column: [values[column] for values in writes] for column in types}
+    arrays = {column: ARRAYS[of_type] for column, of_type in types.items()}
+    return lambda writes: {column: array([values[column] for values in writes]) for column, array in arrays.items()}
 
 
 def _with_ttl(types: Mapping[str, str]) -> Callable[[Sequence[Values]], dict[str, Any]]:

@@ -6,11 +6,12 @@ What is stored is what LangGraph's statements for one row would have stored, row
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from psycopg.types.numeric import Int8
 
+from skeino.persistence.postgres.arrays import ARRAYS
 from skeino.persistence.postgres.batches import PATIENCE, Kind, Values, given
 
 _CHECKPOINT: Final = {
@@ -94,10 +95,13 @@ INSERT_WRITES: Final = _put_writes(f"{_WRITE_KEY}, position", "DO NOTHING")
 UPSERT_WRITES: Final = _put_writes(_WRITE_KEY, _REPLACE)
 
 
-def _unnested(*columns: str) -> str:
-    """The rows of one write, which have these columns of their own."""
-    types = {**_BLOB, **_WRITE}
-    return f"unnest({', '.join(f'%({column})b::{types[column]}[]' for column in columns)})"
+_OWN_OF_BLOB: Final = {"channel": "text", "version": "text", "type": "text", "blob": "bytea"}
+_OWN_OF_WRITE: Final = {"idx": "integer", "channel": "text", "type": "text", "blob": "bytea"}
+"""What the rows of one write have each for itself."""
+
+
+def _unnested(types: Mapping[str, str]) -> str:
+    return f"unnest({', '.join(f'%({column})b::{of_type}[]' for column, of_type in types.items())})"
 
 
 _REFUSED_ONE: Final = """
@@ -111,7 +115,7 @@ _ALLOWED_ONE: Final = "NOT EXISTS (SELECT FROM refused)"
 PUT_CHECKPOINT: Final = f"""
     {_REFUSED_ONE}, stored_blob AS (
         INSERT INTO checkpoint_blobs (thread_id, checkpoint_ns, channel, version, type, blob)
-        SELECT %(thread_id)s, %(checkpoint_ns)s, own.* FROM {_unnested("channel", "version", "type", "blob")} AS own
+        SELECT %(thread_id)s, %(checkpoint_ns)s, own.* FROM {_unnested(_OWN_OF_BLOB)} AS own
         WHERE {_ALLOWED_ONE}
         ON CONFLICT (thread_id, checkpoint_ns, channel, version) DO NOTHING
     ), stored AS (
@@ -131,7 +135,7 @@ def _put_writes_of_one(on_conflict: str) -> str:
     {_REFUSED_ONE}, stored AS (
         INSERT INTO checkpoint_writes ({", ".join(_WRITE)})
         SELECT %(thread_id)s, %(checkpoint_ns)s, %(checkpoint_id)s, %(task_id)s, %(task_path)s, own.*
-        FROM {_unnested("idx", "channel", "type", "blob")} AS own
+        FROM {_unnested(_OWN_OF_WRITE)} AS own
         WHERE {_ALLOWED_ONE}
         ON CONFLICT (thread_id, checkpoint_ns, checkpoint_id, task_id, idx) {on_conflict}
     )
@@ -143,27 +147,27 @@ INSERT_WRITES_OF_ONE: Final = _put_writes_of_one("DO NOTHING")
 UPSERT_WRITES_OF_ONE: Final = _put_writes_of_one(_REPLACE)
 
 
-def _columns(types: Sequence[str], rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
-    columns = zip(*rows, strict=True) if rows else ([] for _ in types)
-    return {name: list(column) for name, column in zip(types, columns, strict=True)}
+def _columns(types: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    columns = zip(*rows, strict=True) if rows else ((),) * len(types)
+    return {name: ARRAYS[types[name]](column) for name, column in zip(types, columns, strict=True)}
 
 
 def _arrays_of_checkpoints(writes: Sequence[Values]) -> dict[str, Any]:
     blobs = [(number, *row) for number, values in enumerate(writes, 1) for row in values["blobs"]]
     return {
         **_fences([values["checkpoint"][0] for values in writes], writes),
-        **_columns([*_CHECKPOINT], [values["checkpoint"] for values in writes]),
-        **_columns([*_OF_WRITE, *_BLOB], blobs),
+        **_columns(_CHECKPOINT, [values["checkpoint"] for values in writes]),
+        **_columns({**_OF_WRITE, **_BLOB}, blobs),
     }
 
 
 def _arrays_of_writes(writes: Sequence[Values]) -> dict[str, Any]:
     rows = [(number, *row) for number, values in enumerate(writes, 1) for row in values["rows"]]
-    return {**_fences([values["rows"][0][0] for values in writes], writes), **_columns([*_OF_WRITE, *_WRITE], rows)}
+    return {**_fences([values["rows"][0][0] for values in writes], writes), **_columns({**_OF_WRITE, **_WRITE}, rows)}
 
 
 def _fences(threads: Sequence[str], writes: Sequence[Values]) -> dict[str, Any]:
-    return {"fenced_thread_id": threads, "fence": [values["fence"] for values in writes]}
+    return _columns(_FENCE, [(thread_id, values["fence"]) for thread_id, values in zip(threads, writes, strict=True)])
 
 
 def _fence(write: Values) -> dict[str, Any]:
@@ -176,7 +180,7 @@ def _checkpoint(write: Values) -> Values:
     return {
         **_fence(write),
         **dict(zip(_CHECKPOINT, write["checkpoint"], strict=True)),
-        **_columns(("channel", "version", "type", "blob"), blobs),
+        **_columns(_OWN_OF_BLOB, blobs),
     }
 
 
@@ -186,7 +190,7 @@ def _writes(write: Values) -> Values:
     return {
         **_fence(write),
         **dict(zip(_WRITE, rows[0][:5], strict=False)),
-        **_columns(("idx", "channel", "type", "blob"), [row[5:] for row in rows]),
+        **_columns(_OWN_OF_WRITE, [row[5:] for row in rows]),
     }
 
 
