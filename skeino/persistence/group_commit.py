@@ -67,14 +67,14 @@ class GroupCommit(Generic[Write]):
         self._deadlines: dict[asyncio.Future[Any], float] = {}  # the next first
         self._timer: asyncio.TimerHandle | None = None  # one for all: a timer for each would cost more than the rest
         self._writer: asyncio.Task[None] | None = None  # until its callback has run, some time after the last answer
-        self._is_writing = False
+        self._batch: list[tuple[Write, asyncio.Future[Any]]] = []  # that is being written
         self._context = contextvars.Context()  # no request's; its own, for none is entered in two threads at once
         self._closed = False
 
     @property
     def is_idle(self) -> bool:
         """Whether nothing waits and nothing is being written: all has its answer, or a future that will be it."""
-        return not self._waiting and not self._is_writing
+        return not self._waiting and not self._batch
 
     async def write(self, write: Write) -> Any:
         """Write it, and return its answer once it is committed.
@@ -108,6 +108,10 @@ class GroupCommit(Generic[Write]):
             self._begin()
         return answer
 
+    def answer(self, position: int, answer: Any) -> None:
+        """Answer one write of the batch that is being written, before the batch is: it has been committed already."""
+        self._answered(self._batch[position][1], answer)
+
     async def close(self) -> None:
         """Take no more writes, and wait until those there are have been answered."""
         self._closed = True
@@ -138,7 +142,7 @@ class GroupCommit(Generic[Write]):
                 await asyncio.sleep(0)
 
     async def _answer(self, batch: list[tuple[Write, asyncio.Future[Any]]]) -> None:
-        self._is_writing = True
+        self._batch = batch
         try:
             answers = await self._write_batch([write for write, _ in batch])
         except BaseException as exc:
@@ -148,7 +152,7 @@ class GroupCommit(Generic[Write]):
                     future.cancel()
                 raise
         finally:
-            self._is_writing = False
+            self._batch = []
         for (_, future), answer in zip(batch, answers, strict=True):
             if isinstance(answer, asyncio.Future):
                 answer.add_done_callback(partial(self._answered_late, future), context=self._context)
@@ -162,7 +166,7 @@ class GroupCommit(Generic[Write]):
 
     def _answered(self, future: asyncio.Future[Any], answer: Any) -> None:
         self._deadlines.pop(future, None)
-        if future.done():  # its caller was cancelled, or has been told that it takes too long
+        if future.done():  # it is answered, its caller was cancelled, or has been told that it takes too long
             return
         if isinstance(answer, BaseException):
             future.set_exception(answer)

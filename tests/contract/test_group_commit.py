@@ -57,6 +57,31 @@ async def test_a_write_that_comes_alone_goes_at_once_and_those_that_come_meanwhi
     assert disk.batches == [[1], [2, 3, 4, 5], [6, 7]]
 
 
+async def test_what_is_committed_before_the_rest_of_its_batch_is_answered_before() -> None:
+    goes_on = asyncio.Event()
+
+    async def in_two_parts(numbers: Sequence[int]) -> list[Any]:
+        group.answer(1, ValueError("bad") if fails else 20)
+        await goes_on.wait()
+        if fails:
+            raise OSError
+        return [number * 10 for number in numbers]
+
+    group: GroupCommit[int] = GroupCommit(in_two_parts, "The disk")
+    for fails in (False, True):
+        goes_on.clear()
+        first, second, third = [group.enqueue(number) for number in (1, 2, 3)]
+        await asyncio.wait([second], timeout=5)
+        assert not first.done()
+        assert not group.is_idle
+        goes_on.set()
+        answers = await asyncio.gather(first, second, third, return_exceptions=True)
+        assert [repr(answer) for answer in answers] == (
+            ["OSError()", "ValueError('bad')", "OSError()"] if fails else ["10", "20", "30"]
+        )
+    await group.close()
+
+
 async def test_halves_take_turns_where_there_are_many() -> None:
     disk = Disk(halves=6)
 

@@ -68,6 +68,16 @@ async def test_what_comes_alone_is_written_by_a_plain_statement(store: MetadataS
     assert statements == [kind.one for kind in kinds]
 
 
+async def test_no_start_waits_for_the_ends_that_came_before_it(store: MetadataStore, statements: list[str]) -> None:
+    ids = [await started(store, "t"), await started(store)]
+    statements.clear()
+    ends = [asyncio.ensure_future(store.finish_run(ending(run_id))) for run_id in ids]
+    await asyncio.gather(started(store, "t"), started(store, "t"))
+    assert not any(end.done() for end in ends)
+    assert all(await asyncio.gather(*ends))
+    assert statements == [batches.START_RUNS_ON_THREADS, batches.FINISH_RUNS]
+
+
 async def test_rows_written_together_are_those_written_one_by_one(
     store: MetadataStore, statements: list[str], module_database: str
 ) -> None:
