@@ -1,7 +1,7 @@
 """Tables with many rows in them: so many threads and as many runs, made up, and put there the quickest way.
 
 Whatever is looked for has as many rows in a large table as in a small one, so that a query's time says how the table's
-size counts, and not the answer's. What is active is the exception: one run in a thousand.
+size counts, and not the answer's. Ten runs are active: how many are at work does not depend on how many there were.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def runs(number: int) -> Iterator[RunRow]:
     for index in range(number):
         created = _created(index, number)
         thread = index - index % 1000 if index % 1000 < RARE else index
-        active = index % 1000 == 50
+        active = _is_rare(index, number, 50 % (number // RARE))
         yield RunRow(
             run_id=rows.run_id(index),
             thread_id=rows.thread_id(thread),

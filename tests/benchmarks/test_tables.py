@@ -16,7 +16,7 @@ from skeino.persistence.sqlite.database import SqliteDatabase
 
 ROWS = 20_000
 MANY = 500
-"""Ten rows, twice over for those that are busy, and twenty active runs."""
+"""Ten rows, twice over for those that are busy, and ten active runs."""
 
 BY_METADATA = [name for name in queries(None, ROWS) if "by metadata" in name]  # type: ignore[arg-type]
 INDEXED = [name for name in queries(None, ROWS) if name not in BY_METADATA]  # type: ignore[arg-type]
