@@ -72,7 +72,7 @@ def runs(number: int) -> Iterator[RunRow]:
     for index in range(number):
         created = _created(index, number)
         thread = index - index % 1000 if index % 1000 < RARE else index
-        active = _is_rare(index, number, 50 % (number // RARE))
+        active = _is_rare(index, number, 50 % (number // RARE))  # not on the threads with ten runs, if there are more
         yield RunRow(
             run_id=rows.run_id(index),
             thread_id=rows.thread_id(thread),

@@ -37,9 +37,10 @@ class GroupCommit(Generic[Write]):
     """One writer for one database: it writes batches one after the other, in the order in which the writes came.
 
     Args:
-        write_batch: commits all the writes, or none of them. It returns an answer for each: what the write results in,
-            or the exception that it alone has earned, for one bad write must not fail its neighbours; or a future of
-            either, where it will take longer than the others should wait. What it raises has failed them all.
+        write_batch: commits all the writes, or none of them, but for those that it answers itself before (`answer`). It
+            returns an answer for each: what the write results in, or the exception that it alone has earned, for one
+            bad write must not fail its neighbours; or a future of either, where it will take longer than the others
+            should wait. What it raises has failed them all.
         place: names the database, for messages.
         patience: seconds in which a write is answered; None waits for ever.
         halves: the size from which on a batch is but half of what there is to write, what was answered last included:
@@ -109,8 +110,11 @@ class GroupCommit(Generic[Write]):
         return answer
 
     def answer(self, position: int, answer: Any) -> None:
-        """Answer one write of the batch that is being written, before the batch is: it has been committed already."""
-        self._answered(self._batch[position][1], answer)
+        """Answer one write of the batch before the others are written, since it has been committed, or has failed.
+
+        Only for `write_batch`, while it runs; what it returns, or raises, changes nothing for this write.
+        """
+        self._answer_one(self._batch[position][1], answer)
 
     async def close(self) -> None:
         """Take no more writes, and wait until those there are have been answered."""
@@ -133,7 +137,7 @@ class GroupCommit(Generic[Write]):
     async def _write_all(self) -> None:
         size = 0
         while self._waiting:
-            half = (len(self._waiting) + size + 1) // 2  # those that were answered last are about to write again
+            half = (len(self._waiting) + size + 1) // 2  # those that were answered last write again, or have by now
             size = min(len(self._waiting), self._max_batch)
             if self._halves is not None and half >= self._halves:
                 size = min(size, half)
@@ -154,10 +158,14 @@ class GroupCommit(Generic[Write]):
         finally:
             self._batch = []
         for (_, future), answer in zip(batch, answers, strict=True):
-            if isinstance(answer, asyncio.Future):
-                answer.add_done_callback(partial(self._answered_late, future), context=self._context)
-            else:
-                self._answered(future, answer)
+            self._answer_one(future, answer)
+
+    def _answer_one(self, future: asyncio.Future[Any], answer: Any) -> None:
+        """Twice is once."""
+        if isinstance(answer, asyncio.Future):
+            answer.add_done_callback(partial(self._answered_late, future), context=self._context)
+        else:
+            self._answered(future, answer)
 
     def _answered_late(self, future: asyncio.Future[Any], answer: asyncio.Future[Any]) -> None:
         if answer.cancelled():

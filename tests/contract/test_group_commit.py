@@ -82,6 +82,24 @@ async def test_what_is_committed_before_the_rest_of_its_batch_is_answered_before
     await group.close()
 
 
+async def test_what_takes_longer_than_its_batch_may_be_answered_before_it_too() -> None:
+    goes_on = asyncio.Event()
+
+    async def in_two_parts(numbers: Sequence[int]) -> list[Any]:
+        by_itself = asyncio.ensure_future(asyncio.sleep(0, 10))
+        group.answer(0, by_itself)
+        await goes_on.wait()
+        return [by_itself, 20]
+
+    group: GroupCommit[int] = GroupCommit(in_two_parts, "The disk")
+    first, second = group.enqueue(1), group.enqueue(2)
+    assert await asyncio.wait_for(first, 5) == 10
+    assert not second.done()
+    goes_on.set()
+    assert await second == 20
+    await group.close()
+
+
 async def test_halves_take_turns_where_there_are_many() -> None:
     disk = Disk(halves=6)
 

@@ -167,12 +167,24 @@ async def test_wrong_options_are_refused_before_connecting(options: dict[str, An
 
 
 async def test_a_server_that_is_too_old_is_refused(mongodb_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mongodb_connections, "_OLDEST", (1000, "600.0"))
+    monkeypatch.setattr(mongodb_connections, "OLDEST_WIRE", 1000)
     exc = await fails_to_open(settings_for(mongodb_uri))
     assert isinstance(exc, ConfigurationError)
-    assert "is older than 600.0: upgrade the server." in str(exc)
+    assert "is older than 6.0: upgrade the server." in str(exc)
     with MongoClient[Any](mongodb_uri) as client:
         assert client.get_default_database().list_collection_names() == []
+
+
+async def test_a_server_that_behaves_as_an_older_one_is_named(private_mongodb_server: LocalMongoServer) -> None:
+    uri = private_mongodb_server.create_database()
+    with MongoClient[Any](uri) as client:
+        client.admin.command({"setFeatureCompatibilityVersion": "5.0"})
+        exc = await fails_to_open(settings_for(uri))
+        assert isinstance(exc, SchemaError)
+        assert "featureCompatibilityVersion" in str(exc)
+        client.admin.command({"setFeatureCompatibilityVersion": "6.0"})
+    async with open_persistence(settings_for(uri)) as persistence:
+        await finished(persistence.metadata_store, "t")
 
 
 async def test_without_a_database_in_the_uri_each_half_has_its_own(private_mongodb_server: LocalMongoServer) -> None:

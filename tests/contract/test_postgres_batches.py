@@ -78,6 +78,40 @@ async def test_no_start_waits_for_the_ends_that_came_before_it(store: MetadataSt
     assert statements == [batches.START_RUNS_ON_THREADS, batches.FINISH_RUNS]
 
 
+async def test_texts_are_the_same_whatever_the_client_s_encoding(module_database: str) -> None:
+    parameters = conninfo_to_dict(module_database) | {"client_encoding": "LATIN1"}
+    uri = make_conninfo("", **parameters)
+    async with open_persistence(SkeinoSettings(checkpointer_scheme="postgres", checkpointer_uri=uri)) as persistence:
+        empty(module_database)
+        store = persistence.metadata_store
+        run_id = await started(store, "ü 🧵")
+        await asyncio.gather(started(store, "ü 🧵"), started(store, "ü 🧵"))
+        threads, runs = await everything(store)
+        assert [thread["thread_id"] for thread in threads] == ["ü 🧵"]
+        assert {run["thread_id"] for run in runs} == {"ü 🧵"}
+        assert (await the_run(store, run_id))["thread_id"] == "ü 🧵"
+
+
+async def test_a_start_that_is_committed_is_not_lost_with_the_ends_after_it(
+    store: MetadataStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = await started(store)
+    writer = database_of(store).writer
+    fetch = writer._fetch_together
+
+    async def away(statement: str, values: Any) -> Any:
+        if statement in (batches.FINISH.one, batches.FINISH_RUNS):
+            raise StoreUnavailableError("away")
+        return await fetch(statement, values)
+
+    monkeypatch.setattr(writer, "_fetch_together", away)
+    end = asyncio.ensure_future(store.finish_run(ending(run_id)))
+    new = await started(store, "t")
+    with pytest.raises(StoreUnavailableError, match="away"):
+        await end
+    assert (await the_run(store, new))["status"] == (await the_run(store, run_id))["status"] == "running"
+
+
 async def test_rows_written_together_are_those_written_one_by_one(
     store: MetadataStore, statements: list[str], module_database: str
 ) -> None:

@@ -21,6 +21,7 @@ from skeino import SkeinoSettings
 from skeino.persistence import checks, open_persistence
 from skeino.persistence.checks import Check
 from skeino.persistence.doctor import examine
+from skeino.persistence.mongodb import doctor as mongodb_doctor
 from skeino.testing import WORKER, started
 from skeino.testing.leases import keeping
 from tests.contract.test_postgres_server import role_without_create
@@ -270,6 +271,13 @@ async def test_a_mongodb_user_without_rights_is_told(guarded: dict[str, str]) ->
     wrong = await examined(guarded["owner"].replace("s3cret", "an0ther"))
     assert (wrong["reachable"].outcome, "refused the user" in wrong["reachable"].found) == ("failure", True)
     assert "an0ther" not in repr(wrong)
+
+
+@pytest.mark.mongodb
+async def test_a_mongodb_server_that_is_too_old_is_told(mongodb_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mongodb_doctor, "OLDEST_WIRE", 1000)
+    server = (await examined(mongodb_uri))["server"]
+    assert (server.outcome, server.advice) == ("failure", "Upgrade it to 6.0 or later.")
 
 
 @pytest.mark.mongodb

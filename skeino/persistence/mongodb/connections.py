@@ -53,8 +53,10 @@ _UNAUTHORIZED: Final = 13
 _TRANSIENT: Final = (6, 7, 24, 46, 89, 91, 112, 134, 189, 251, 262, 9001, 10107, 11600, 11602, 13435, 13436)
 _DISK_FULL: Final = 14031
 _TOO_LARGE: Final = (10334, 17280, 17419, 17420)
-_OLDEST: Final = (17, "6.0")
-"""The oldest server that has all that is used: its wire version, and its name."""
+
+OLDEST: Final = "6.0"
+OLDEST_WIRE: Final = 17
+"""The oldest server that has all that is used, and its `maxWireVersion`."""
 
 
 class MongoDatabase:
@@ -67,7 +69,6 @@ class MongoDatabase:
         threads: int,
         pool_timeout: float,
         operation_timeout: float,
-        transactions: bool,
     ) -> None:
         address = clients.address
         self.client = clients.asynchronous
@@ -75,8 +76,9 @@ class MongoDatabase:
         self.place = address.place
         """Hosts, ports and database, for messages."""
         self.checkpoints_name = address.database or CHECKPOINTS_DATABASE
-        self.transactions = transactions
+        self.transactions = True
         """Whether the deployment has them: a replica set or a sharded cluster does, a server that stands alone not."""
+        self.wire_version = 0
         self._metadata_name = address.database or METADATA_DATABASE
         self._clients = clients
         # Whatever the defaults of a client that the application has made. A transaction would have those, too.
@@ -247,6 +249,8 @@ async def open_database(spec: CheckpointerSpec) -> AsyncIterator[MongoDatabase]:
         SchemaError: with `setup_schema=False`, collections are missing; or they may not be made.
     """
     async with opened(spec) as (database, options):
+        if database.wire_version < OLDEST_WIRE:
+            raise ConfigurationError(f"MongoDB at {database.place} is older than {OLDEST}: upgrade the server.")
         async with database.operation():
             prepare = schema.create if options["setup_schema"] else schema.verify
             await prepare(database.metadata, database.client[database.checkpoints_name])
@@ -274,10 +278,9 @@ async def opened(spec: CheckpointerSpec) -> AsyncIterator[tuple[MongoDatabase, D
         threads=options["pool_max_size"],
         pool_timeout=options["pool_timeout"],
         operation_timeout=options["operation_timeout"],
-        transactions=True,
     )
     try:
-        database.transactions = await _connected(database)
+        await _connect(database)
         yield database, options
     finally:
         await database.close()
@@ -342,13 +345,11 @@ def _translated(exc: PyMongoError, place: str) -> StoreError:
     return StoreError(f"MongoDB at {place} refused the operation ({_code(exc)}).")
 
 
-async def _connected(database: MongoDatabase) -> bool:
-    """Connect, and say whether the deployment has transactions."""
+async def _connect(database: MongoDatabase) -> None:
+    """Connect, and see what the deployment has."""
     try:
         async with database.operation():
             hello = await database.client.admin.command("hello")
-        if hello["maxWireVersion"] < _OLDEST[0]:
-            raise ConfigurationError(f"MongoDB at {database.place} is older than {_OLDEST[1]}: upgrade the server.")
         if not await database.in_thread(lambda: _is_same(hello, database.blocking_client.admin.command("hello"))):
             raise ConfigurationError("checkpointer_uri and the client of option client are of different deployments.")
     except (StoreError, ConfigurationError) as exc:
@@ -358,7 +359,9 @@ async def _connected(database: MongoDatabase) -> bool:
             raise
         failed = ConfigurationError("The option client has a client of another event loop: make it where it is used.")
     else:
-        return "setName" in hello or hello.get("msg") == "isdbgrid"
+        database.transactions = "setName" in hello or hello.get("msg") == "isdbgrid"
+        database.wire_version = hello["maxWireVersion"]
+        return
     raise failed  # without the driver's own error behind it
 
 

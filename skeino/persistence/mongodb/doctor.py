@@ -23,7 +23,7 @@ from skeino.persistence.checks import (
     unreachable,
 )
 from skeino.persistence.mongodb import schema
-from skeino.persistence.mongodb.connections import MongoDatabase, opened
+from skeino.persistence.mongodb.connections import OLDEST, OLDEST_WIRE, MongoDatabase, opened
 from skeino.persistence.mongodb.documents import Document
 from skeino.persistence.registry import CheckpointerSpec
 
@@ -32,7 +32,6 @@ BESIDE_THE_POOLS: Final = 7
 
 _CHECKS: Final = ("server", "schema", "rights", "pooler", "connections", "orphans", "workers", "clock")
 _RIGHTS: Final = ("find", "insert", "update", "remove")
-_OLDEST: Final = (5, 0)
 _CHUNK: Final = 1000
 
 
@@ -79,10 +78,9 @@ class _Patient:
             return answer
 
     async def of_server(self) -> Check:
-        found = await self.version()
-        if tuple(int(part) for part in found.split(".")[:2]) < _OLDEST:
-            sentence = f"MongoDB {found} lacks what is needed."
-            return Check("server", "failure", sentence, f"Upgrade it to {'.'.join(map(str, _OLDEST))} or later.")
+        if self._database.wire_version < OLDEST_WIRE:
+            sentence = f"MongoDB {await self.version()} lacks what is needed."
+            return Check("server", "failure", sentence, f"Upgrade it to {OLDEST} or later.")
         if not self._database.transactions:
             sentence = "The server stands alone, without transactions: a process that dies may leave things half done."
             return Check("server", "warning", sentence, "Make it a replica set; one member is enough.")

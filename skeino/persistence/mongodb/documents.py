@@ -138,8 +138,9 @@ def run_filter(query: Query) -> Document:
         condition["status"] = {"$in": list(query.statuses)}
         if query.statuses and set(query.statuses) <= set(ACTIVE_STATUSES):
             condition["active"] = True  # says the same, and is what the index is of
-        elif set(query.statuses) < set(RARE_OF_RUNS):
-            condition["$and"] = [{"status": {"$in": [*RARE_OF_RUNS]}}]  # the same
+        elif query.statuses and set(query.statuses) < set(RARE_OF_RUNS):
+            # Says nothing new either: of several of an index's values MongoDB does not see that they are some of them.
+            condition["$and"] = [{"status": {"$in": [*RARE_OF_RUNS]}}]
     if query.thread_id is not None:
         condition["thread_id"] = query.thread_id
     return condition

@@ -26,10 +26,10 @@ SWEEPS: Final = "app_sweeps"
 _CHECKPOINTS: Final = ("checkpoints", "checkpoint_writes")
 _OURS: Final = (SCHEMA, THREADS, RUNS, WORKERS, SWEEPS)
 
-# Few runs are active, and few rows have one of the rarer statuses: small indexes. As few of them as will do: whatever
-# changes one of a document's keys makes the server look at each, in a transaction of MongoDB 6.0 at all for each.
+# Few runs are active, and few rows have one of the rarer statuses: small indexes. And few indexes: in a transaction
+# MongoDB 6.0 reads the definitions of all of them, for each of them, whenever a document's key in one changes.
 _ACTIVE: Final = {"partialFilterExpression": {"active": True}}
-RARE_OF_RUNS: Final = ("error", "timeout", "interrupted")
+RARE_OF_RUNS: Final = ("error", "timeout", "interrupted")  # `documents.run_filter` names all, where a search has two
 _RARE_OF_THREADS: Final = ("error", "interrupted")
 _OWNED: Final = {"partialFilterExpression": {"owner": {"$gt": ""}}}
 _EXPIRING: Final = {"partialFilterExpression": {"pruned": False, "ttl.ttl": {"$gt": 0}}}
@@ -95,6 +95,7 @@ LANGGRAPHS: Final[dict[str, IndexModel]] = {
 """What LangGraph's saver makes whenever it is made itself; here to be shown."""
 
 _UNAUTHORIZED: Final = 13
+_CANNOT_CREATE_INDEX: Final = 67
 _CLAIM_MILLISECONDS: Final = 500
 _NOTHING: Final = {"version": 0, "step": 0, "compatible_from": 0}
 
@@ -115,6 +116,10 @@ async def create(metadata: Database, checkpoints: Database) -> None:
                 await _run(metadata, command)
         await _migrate(metadata)
     except OperationFailure as exc:
+        if exc.code == _CANNOT_CREATE_INDEX:
+            raise SchemaError(
+                "MongoDB refuses an index that MongoDB 6.0 has: is its featureCompatibilityVersion still an older one?"
+            ) from None
         if exc.code != _UNAUTHORIZED:
             raise
         raise SchemaError(

@@ -76,10 +76,12 @@ def _time(moment: datetime) -> bytes:
 
 
 def _json(value: Jsonb) -> bytes:
-    return b"\x01{}" if value.obj == {} else bytes(_JSON.dump(value) or b"")  # most have no metadata
+    if value.obj == {}:  # most have no metadata
+        return b"\x01{}"
+    dumper = psycopg.adapters.get_dumper(Jsonb, PyFormat.BINARY)(Jsonb)  # it may have been told to use another `dumps`
+    return bytes(dumper.dump(value) or b"")
 
 
-_JSON: Final = psycopg.adapters.get_dumper(Jsonb, PyFormat.BINARY)(Jsonb)
 _BIGINT: Final = struct.Struct("!q").pack
 
 ARRAYS: Final[Mapping[str, type[Array]]] = {

@@ -40,8 +40,8 @@ class Kind:
     """The values of several, as `many` takes them."""
     of_one: Callable[[Values], Values] = dict
     """The values of one, as `one` takes them."""
-    is_awaited: bool = True
-    """Whether somebody cannot go on before it is written. No request waits for its end."""
+    goes_last: bool = False
+    """Whether it is written after the others that came with it: the end of a run, for which no response waits."""
 
 
 def given(name: str, types: Mapping[str, str]) -> str:
@@ -249,7 +249,7 @@ START_ON_THREAD: Final = Kind(START_RUN_ON_THREAD, START_RUNS_ON_THREADS, _with_
 ATTACH: Final = Kind(ATTACH_RUN, ATTACH_RUNS, _with_ttl(_ATTACH))
 CLAIM: Final = Kind(CLAIM_THREAD, CLAIM_THREADS, _with_ttl(_ATTACH))
 RELEASE: Final = Kind(RELEASE_THREAD, RELEASE_THREADS, _columns({"run_id": "uuid", "thread_id": "text"}))
-FINISH: Final = Kind(FINISH_RUN, FINISH_RUNS, _columns(_FINISH), is_awaited=False)
+FINISH: Final = Kind(FINISH_RUN, FINISH_RUNS, _columns(_FINISH), goes_last=True)
 INTERRUPT: Final = Kind(INTERRUPT_RUNS, None, _columns({}))
 
 NOTHING: Final = Kind(None, None, _columns({}))

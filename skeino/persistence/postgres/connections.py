@@ -310,6 +310,7 @@ def address_of(
         "tcp_user_timeout": _TCP_USER_TIMEOUT_MS,
         **_KEEPALIVE,
         **given,
+        "client_encoding": "UTF8",  # of all texts, whatever the database's own is
     }
     if not 0 <= options["pool_min_size"] <= options["pool_max_size"] or options["pool_max_size"] < 1:
         raise ConfigurationError("pool_min_size must be at most pool_max_size, and pool_max_size at least 1.")

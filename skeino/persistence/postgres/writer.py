@@ -117,8 +117,7 @@ class Writer:
             written = await self._write_some(kind, [writes[index] for index in members])
             for index, answer in zip(members, written, strict=True):
                 answers[index] = answer
-                if not isinstance(answer, asyncio.Future):
-                    self._group.answer(index, answer)
+                self._group.answer(index, answer)
             if away := next((answer for answer in written if _is_away(answer)), None):
                 return [answers.get(index, away) for index in range(len(writes))]  # they would wait as long in vain
         return [answers[index] for index in range(len(writes))]
@@ -232,7 +231,7 @@ def _statements(writes: Sequence[_Write]) -> Iterator[tuple[Kind, list[int]]]:
     """The kinds to write one after the other, each with its writes, by their index.
 
     No statement has a key twice, and what has the same key keeps its order. A kind that is not written with others
-    comes after what came before it, and before what came after. Otherwise what nobody waits for comes last.
+    comes after what came before it, and before what came after. Otherwise ends come last.
     """
     rounds: Counter[Hashable] = Counter()
     begin = 0
@@ -245,7 +244,7 @@ def _statements(writes: Sequence[_Write]) -> Iterator[tuple[Kind, list[int]]]:
             number = max(begin, rounds[write.keys[0]])
             rounds[write.keys[0]] = number + 1
         found.setdefault((number, write.kind), []).append(index)
-    for (_, kind), members in sorted(found.items(), key=lambda item: (item[0][0], not item[0][1].is_awaited)):
+    for (_, kind), members in sorted(found.items(), key=lambda item: (item[0][0], item[0][1].goes_last)):
         yield from ((kind, part) for part in _bounded(writes, members))
 
 
