@@ -79,6 +79,7 @@ class MongoDatabase:
         self.transactions = True
         """Whether the deployment has them: a replica set or a sharded cluster does, a server that stands alone not."""
         self.wire_version = 0
+        """The server's `maxWireVersion`, once it is connected."""
         self._metadata_name = address.database or METADATA_DATABASE
         self._clients = clients
         # Whatever the defaults of a client that the application has made. A transaction would have those, too.

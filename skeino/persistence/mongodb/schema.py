@@ -104,7 +104,8 @@ async def create(metadata: Database, checkpoints: Database) -> None:
     """Make what is missing of skeino's. Safe with many processes at once, and when one of them dies on the way.
 
     Raises:
-        SchemaError: the database's schema is newer than this code, or the user may not make what is missing.
+        SchemaError: the database's schema is newer than this code, the user may not make what is missing, or the
+            server refuses an index.
     """
     state = await read_state(metadata, checkpoints)
     lost = [name for name in state.missing if name in _OURS]
