@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
+import random
 import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -11,7 +13,9 @@ from typing import Any
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver, Checkpoint, CheckpointMetadata, empty_checkpoint
 from langgraph.checkpoint.base.id import uuid6
+from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.graph import END, START, StateGraph
+from psycopg_pool import AsyncConnectionPool
 
 from benchmarks.graphs import State, word
 from benchmarks.page import rate, times
@@ -25,6 +29,9 @@ Making = Callable[[Saver], Awaitable[tuple[Step | None, Step]]]
 """What is done before each call, unmeasured, and the call."""
 
 LONG, HISTORY = 100, 50
+PAUSE = 0.002
+"""Seconds, the longest. MongoDB answers writes about once a millisecond: what begins right after such an answer waits
+the longer, the sooner it begins."""
 
 
 async def measure(place: Place, effort: Effort, progress: Callable[[float], object]) -> dict[str, Any]:
@@ -33,6 +40,8 @@ async def measure(place: Place, effort: Effort, progress: Callable[[float], obje
     async with savers(place) as found:
         for saver in found.values():
             await _fill(saver)
+            if isinstance(saver, AsyncPostgresSaver):
+                await _analysed(saver)
         for name, making in OPERATIONS.items():
             ways = {way: await making(saver) for way, saver in found.items()}
             rounds = [await _round(ways, effort.seconds) for _ in range(effort.rounds + 1)][1:]  # the first warms up
@@ -52,13 +61,17 @@ def table(schemes: dict[str, Any]) -> str:
 
 
 async def _round(ways: Mapping[str, tuple[Step | None, Step]], seconds: float) -> dict[str, float]:
-    """Seconds that a call takes, the median: call by call in turn, so that what else the machine does hits all."""
+    """Seconds that a call takes, the median: call by call in turn, so that what else the machine does hits all.
+
+    In a new order each time: what has gone before leaves caches and timers behind.
+    """
     waits: dict[str, list[float]] = {way: [] for way in ways}
     gc.collect()
     while min(map(len, waits.values())) == 0 or sum(map(sum, waits.values())) < seconds * len(ways):
-        for way, (before, call) in ways.items():
+        for way, (before, call) in random.sample([*ways.items()], len(ways)):
             if before is not None:
                 await before()
+                await asyncio.sleep(random.uniform(0, PAUSE))
             started = time.perf_counter()
             await call()
             waits[way].append(time.perf_counter() - started)
@@ -170,6 +183,13 @@ async def _fill_thread(saver: Saver, thread_id: str, length: int) -> None:
         config = await saver.aput(config, _checkpoint(number), _metadata(number), {"messages": str(number)})
         for task in "ab":
             await saver.aput_writes(config, [("messages", ["word"]), ("branch:to:b", None)], f"{task}{number}", task)
+
+
+async def _analysed(saver: AsyncPostgresSaver) -> None:
+    """As autovacuum does within a minute: whether plans are kept depends on it, so figures would change on the way."""
+    assert isinstance(saver.conn, AsyncConnectionPool)
+    async with saver.conn.connection() as connection:
+        await connection.execute("ANALYZE")
 
 
 def _checkpoint(number: int) -> Checkpoint:
