@@ -30,8 +30,9 @@ Making = Callable[[Saver], Awaitable[tuple[Step | None, Step]]]
 
 LONG, HISTORY = 100, 50
 PAUSE = 0.002
-"""Seconds, the longest. MongoDB answers writes about once a millisecond: what begins right after such an answer waits
-the longer, the sooner it begins."""
+"""Seconds, the longest, between what prepares a call and the call. MongoDB answers writes about once a millisecond:
+what begins right after such an answer waits the longer, the sooner it begins. Calls that need no preparation follow at
+once, as those of one caller do."""
 
 
 async def measure(place: Place, effort: Effort, progress: Callable[[float], object]) -> dict[str, Any]:

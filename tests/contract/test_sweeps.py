@@ -251,36 +251,6 @@ async def test_on_a_mongodb_server_that_stands_alone_a_run_that_starts_meanwhile
             await store.delete_thread("t", force=True)
 
 
-@pytest.mark.mongodb
-async def test_on_mongodb_a_history_goes_that_is_too_large_for_a_transaction(mongodb_uri: str) -> None:
-    """A transaction of 100,000 documents fills the test server's cache, and is aborted."""
-    async with open_persistence(SkeinoSettings(checkpointer_scheme="mongodb", checkpointer_uri=mongodb_uri)) as opened:
-        for strategy, left in (("delete", 0), ("keep_latest", 1)):
-            await with_state(opened, "t", strategy)
-            await asyncio.to_thread(_lengthened, mongodb_uri, "t", 20_000)
-            report = await swept(opened)
-            assert (report.deleted_threads, report.pruned_threads) == (1 - left, left)
-            with MongoClient[dict[str, Any]](mongodb_uri) as client:
-                database = client.get_default_database()
-                assert database.checkpoints.count_documents({"thread_id": "t"}) == left
-                assert database.checkpoint_writes.count_documents({"thread_id": "t"}, limit=100) < 10
-
-
-def _lengthened(uri: str, thread_id: str, by: int) -> None:
-    """Older checkpoints, each with four pending writes, as graphs of a few nodes leave them."""
-    with MongoClient[dict[str, Any]](uri) as client:
-        database = client.get_default_database()
-        checkpoint = database.checkpoints.find_one({"thread_id": thread_id}, {"_id": 0})
-        write = database.checkpoint_writes.find_one({"thread_id": thread_id}, {"_id": 0})
-        assert checkpoint is not None
-        assert write is not None
-        for first in range(0, by, 1000):
-            ids = [f"00000000-0000-6000-8000-{number:012}" for number in range(first, first + 1000)]
-            database.checkpoints.insert_many([{**checkpoint, "checkpoint_id": one} for one in ids])
-            writes = [{**write, "checkpoint_id": one, "task_id": f"{task}"} for one in ids for task in range(4)]
-            database.checkpoint_writes.insert_many(writes)
-
-
 class Slow(TypedDict, total=False):
     messages: Annotated[list[str], operator.add]
 

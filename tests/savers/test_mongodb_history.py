@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 from langgraph.checkpoint.base.id import uuid6
+from pymongo.collection import Collection
 from pymongo.database import Database
+from pymongo.errors import AutoReconnect
 
 from skeino import SkeinoSettings
 from skeino.errors import StoreUnavailableError, ThreadExistsError
@@ -87,6 +89,31 @@ async def test_a_thread_of_thousands_of_checkpoints_is_copied_pruned_and_deleted
         await saver.adelete_for_runs([*(new_id() for _ in range(2500)), run_id])
         assert stored.checkpoints.count_documents({"thread_id": "t"}) == 0
         assert stored.checkpoints.count_documents({"thread_id": "copy"}) == 3
+
+
+async def test_a_thread_of_which_one_half_cannot_be_deleted_is_reported_when_both_have_been_tried(
+    saver: Saver, mongodb_server: MongoServer, mongodb_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The caller may go on with the thread: nothing of it may be deleted then."""
+    await fanned_out(saver).ainvoke(said("hello"), config_of("t"))
+    delete_many, ended = Collection.delete_many, list[str]()
+
+    def unlucky(collection: Collection[Any], *arguments: Any) -> Any:
+        if collection.name == "checkpoints":
+            raise AutoReconnect
+        time.sleep(0.2)
+        delete_many(collection, *arguments)
+        ended.append(collection.name)
+
+    monkeypatch.setattr(Collection, "delete_many", unlucky)
+    with pytest.raises(StoreUnavailableError):
+        await saver.adelete_thread("t")
+    assert ended == ["checkpoint_writes"]
+    monkeypatch.undo()
+    await saver.adelete_thread("t")
+    with database(mongodb_server, mongodb_uri) as stored:
+        for name in ("checkpoints", "checkpoint_writes"):
+            assert stored[name].count_documents({"thread_id": "t"}) == 0
 
 
 @pytest.mark.parametrize("uri", ["mongodb_uri", "alone_uri"])

@@ -1,13 +1,12 @@
 """Parts of threads' histories in LangGraph's MongoDB collections: deleted by run, copied, pruned.
 
-In one transaction where the deployment has them. Where it has none, and for threads that are `large`, the order of
-steps is such that nobody reads a checkpoint without its writes: a checkpoint goes before its writes, and comes after
-them.
+In one transaction where the deployment has them. Where it has none, the order of steps is such that nobody reads a
+checkpoint without its writes: a checkpoint goes before its writes, and comes after them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,10 +35,6 @@ if TYPE_CHECKING:
 
 Session = ClientSession | None
 
-LARGE: Final = 1000
-"""Documents, as MongoDB's manual has it (Production Considerations of transactions). What one changes stays in the
-server's cache until its end; one that fills it is aborted, however often it is tried, and others wait meanwhile."""
-
 _CHUNK: Final = 1000  # ids
 _DOCUMENTS: Final = 100  # which may be large, and are in memory
 _DUPLICATE_KEY: Final = 11000
@@ -53,19 +48,19 @@ def delete_for_runs(saver: MongoDBSaver, database: MongoDatabase, run_ids: Seque
     """
     wanted = checked_run_ids(run_ids)
     stored = [list(saver.serde.dumps_typed(run_id)) for run_id in wanted]  # as `dumps_metadata` has it
-    threads = sorted({one for some in _chunks(stored) for one in _threads_of(saver, some)})
 
     def delete(session: Session) -> None:
+        threads = sorted({one for some in _chunks(stored) for one in _threads_of(saver, some, session)})
         gone = [one for thread_id in threads for one in of_runs(_outlines(saver, thread_id, session), wanted)]
         _delete(saver, gone, session)
 
-    _done(saver, database, threads, delete)
+    database.blocking_transact(delete)
 
 
 def copy_thread(saver: MongoDBSaver, database: MongoDatabase, source_thread_id: str, target_thread_id: str) -> None:
     """Copy all checkpoints and writes of a thread; of one that is not there, none.
 
-    Without a transaction a copy that is broken off may leave the older checkpoints at the target: delete it, and copy
+    Without transactions a copy that is broken off may leave the older checkpoints at the target: delete it, and copy
     again.
 
     Raises:
@@ -89,7 +84,7 @@ def copy_thread(saver: MongoDBSaver, database: MongoDatabase, source_thread_id: 
             saver.checkpoint_collection.insert_many(documents, session=session)  # the first to insert the first wins
 
     try:
-        _done(saver, database, [source], copy)
+        database.blocking_transact(copy)
     except BulkWriteError as exc:
         if not _only_duplicates(exc):
             raise
@@ -103,7 +98,7 @@ def prune(saver: MongoDBSaver, database: MongoDatabase, thread_ids: Sequence[str
         DeltaChannelError: what stays could not be rebuilt; nothing was deleted.
     """
     threads, strategy = checked_prune(thread_ids, strategy)
-    _done(saver, database, threads, lambda session: prune_within(saver, threads, strategy, session))
+    database.blocking_transact(lambda session: prune_within(saver, threads, strategy, session))
 
 
 def prune_within(saver: MongoDBSaver, threads: Sequence[str], strategy: PruneStrategy, session: Session) -> None:
@@ -117,33 +112,12 @@ def prune_within(saver: MongoDBSaver, threads: Sequence[str], strategy: PruneStr
             collection.delete_many({"thread_id": {"$in": some}}, session=session)
 
 
-def large(saver: MongoDBSaver, threads: Sequence[str]) -> bool:
-    """Whether these have more together than one transaction should change."""
-    left = LARGE
-    for some in _chunks(threads):
-        for collection in (saver.checkpoint_collection, saver.writes_collection):
-            left -= collection.count_documents({"thread_id": {"$in": some}}, limit=left + 1)
-            if left < 0:
-                return True
-    return False
-
-
-def _done(
-    saver: MongoDBSaver, database: MongoDatabase, threads: Sequence[str], work: Callable[[Session], None]
-) -> None:
-    """Do it to these threads: at once, or step by step where that is too much."""
-    if large(saver, threads):
-        work(None)
-    else:
-        database.blocking_transact(work)
-
-
-def _threads_of(saver: MongoDBSaver, stored_run_ids: list[list[Any]]) -> Iterable[str]:
+def _threads_of(saver: MongoDBSaver, stored_run_ids: list[list[Any]], session: Session) -> Iterable[str]:
     pipeline: list[dict[str, Any]] = [
         {"$match": {"metadata.run_id": {"$in": stored_run_ids}}},
         {"$group": {"_id": "$thread_id"}},  # `distinct` answers in one document, and is not in the stable API
     ]
-    return [one["_id"] for one in saver.checkpoint_collection.aggregate(pipeline)]
+    return [one["_id"] for one in saver.checkpoint_collection.aggregate(pipeline, session=session)]
 
 
 def _copies(

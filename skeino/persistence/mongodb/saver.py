@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
 from langgraph.checkpoint.mongodb import MongoDBSaver
 from pymongo import ASCENDING, UpdateOne
+from pymongo.collection import Collection
 
 from skeino.persistence.inventory import StoredWrite
 from skeino.persistence.mongodb import history
@@ -18,6 +19,7 @@ from skeino.persistence.mongodb.connections import MongoDatabase
 from skeino.persistence.paging import Place, paged, paged_blocking
 from skeino.persistence.stamping import RunStampMixin, fence_of
 from skeino.runs import Run
+from skeino.validation import validate_thread_id
 
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
@@ -104,11 +106,16 @@ class MongoDatabaseSaver(MongoDBSaver):
 
     async def adelete_thread(self, thread_id: str) -> None:
         await self._writes.settled(self)  # what is deleted must not come back
+        of_thread = {"thread_id": validate_thread_id(thread_id)}
+
+        def deleted(collection: Collection[dict[str, Any]]) -> Awaitable[object]:
+            return self.database.in_thread(lambda: collection.delete_many(of_thread))
+
         # At the same time, for each waits for the disk. No transaction: a long history would fill the server's cache.
-        await asyncio.gather(
-            self.database.in_thread(lambda: self.checkpoint_collection.delete_many({"thread_id": thread_id})),
-            self.database.in_thread(lambda: self.writes_collection.delete_many({"thread_id": thread_id})),
-        )
+        both = (deleted(self.checkpoint_collection), deleted(self.writes_collection))
+        for failure in await asyncio.gather(*both, return_exceptions=True):
+            if isinstance(failure, BaseException):
+                raise failure
 
     # ── Blocking ─────────────────────────────────────────────────────────────────────────────────────────
 

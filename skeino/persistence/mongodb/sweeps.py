@@ -4,8 +4,8 @@ Threads that are due are found by the index `expiring`, which is sorted by `ttl`
 length of life there is, which are few, those that are old enough. Times are by the server's clock.
 
 All is done by the blocking client, whose saver knows how to read a history; a thread and its state are one transaction.
-A server that stands alone has none, and the state of some threads is too `large` for one. There the state goes first,
-and the thread last and only if no run was tied to it meanwhile: who dies in between leaves a thread that is still due.
+A server that stands alone has none. There the state goes first, and the thread last and only if no run was tied to it
+meanwhile: who dies in between leaves a thread that is still due.
 """
 
 from __future__ import annotations
@@ -101,8 +101,7 @@ class MongoSweeps:
     async def expire_thread(self, thread_id: str, checkpointer: BaseCheckpointSaver[Any]) -> Expiry:
         removed: Expiry | None = None
         saver: Any = checkpointer
-        apart = getattr(saver, "database", None) is not self._database
-        if apart or await self._database.in_thread(lambda: history.large(saver, [thread_id])):
+        if getattr(saver, "database", None) is not self._database:
             strategy = await self._database.in_thread(lambda: self._strategy_of(thread_id, None))
             if strategy is None:
                 return "kept"
