@@ -187,7 +187,7 @@ async def _fill_thread(saver: Saver, thread_id: str, length: int) -> None:
 
 
 async def _analysed(saver: AsyncPostgresSaver) -> None:
-    """As autovacuum does within a minute: whether plans are kept depends on it, so figures would change on the way."""
+    """As autovacuum does within a minute; plans change with it, and figures would do so on the way."""
     assert isinstance(saver.conn, AsyncConnectionPool)
     async with saver.conn.connection() as connection:
         await connection.execute("ANALYZE")

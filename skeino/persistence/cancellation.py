@@ -10,16 +10,6 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def cancellations() -> int:
-    """How often the task that asks has been cancelled so far, noticed or not; 0 where there is no task.
-
-    Whoever repeats something compares: `asyncio.wait_for` of Python 3.11, which drivers use, loses a cancellation that
-    comes together with what it waits for (https://github.com/python/cpython/issues/86296).
-    """
-    task = asyncio.current_task()
-    return 0 if task is None else task.cancelling()
-
-
 async def to_its_end(operation: Awaitable[T]) -> T:
     """The operation's result; a cancellation of the caller, or several, is raised when the operation is over."""
     task = asyncio.ensure_future(operation)

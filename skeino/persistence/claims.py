@@ -26,7 +26,7 @@ from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 from langgraph.checkpoint.base import BaseCheckpointSaver
 
 from skeino.errors import ConfigurationError, RunInterruptedError, StoreError, ThreadBusyError
-from skeino.persistence.cancellation import cancellations, to_its_end
+from skeino.persistence.cancellation import to_its_end
 from skeino.runs import Run
 
 logger = logging.getLogger("skeino")
@@ -218,11 +218,9 @@ class ThreadClaims:
     async def _stand_in_queue(self, run: Run, thread_id: str) -> int:
         me, loop, strategy = run.run_id, asyncio.get_running_loop(), run.multitask_strategy
         until = loop.time() + self.patience
-        queued, place, pause, cancelled = False, 0, 0.0, cancellations()
+        queued, place, pause = False, 0, 0.0
         while True:
             queue = await self._store.get_queue(thread_id)
-            if cancellations() > cancelled:
-                raise asyncio.CancelledError
             if queue is None:  # it was deleted
                 fence = await self._store.claim_thread(me, thread_id, owner=run.owner)
                 if fence is not None:

@@ -351,6 +351,25 @@ async def test_a_cancellation_that_is_lost_on_its_way_keeps_no_transaction_going
             await store._database.transact(losing)
 
 
+async def test_a_cancellation_that_is_lost_on_its_way_is_raised_when_the_operation_is_over(module_mongodb: str) -> None:
+    """`asyncio.wait_for` of Python 3.11 loses one that comes together with the answer."""
+    async with open_persistence(settings_for(module_mongodb)) as persistence:
+        database, begun = database_of(persistence), asyncio.Event()
+
+        async def asks_again_and_again() -> None:
+            while True:
+                async with database.operation():
+                    begun.set()
+                    with suppress(asyncio.CancelledError):
+                        await asyncio.sleep(0.1)
+
+        asking = asyncio.create_task(asks_again_and_again())
+        await begun.wait()
+        asking.cancel()
+        await asyncio.wait([asking], timeout=5)
+        assert asking.cancelled()
+
+
 async def test_an_exhausted_pool_is_a_typed_error_in_time(module_mongodb: str) -> None:
     settings = settings_for(module_mongodb, pool_max_size=1, pool_timeout=0.3, operation_timeout=3)
     async with open_persistence(settings) as persistence:

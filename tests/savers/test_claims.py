@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import operator
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Annotated, Any, TypedDict
 
 import pytest
@@ -226,34 +226,6 @@ async def test_a_run_that_gives_up_waiting_is_in_nobodys_way(tracker: RunTracker
     async with asyncio.timeout(10):
         await asyncio.gather(first, third)
     assert (await said_on(tracker.checkpointer))[::2] == ["one", "three"]
-
-
-async def test_a_run_gives_up_waiting_although_a_driver_loses_the_cancellation(
-    tracker: RunTracker, stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As `asyncio.wait_for` of Python 3.11 does when it comes together with the database's answer."""
-    go_on = stage.holding("one")
-    first = asyncio.create_task(stage.told(tracker, "one"))
-    await stage.begun.get()
-    store: Any = tracker.persistence.metadata_store
-    get_queue, looking = store.get_queue, asyncio.Event()
-
-    async def losing(thread_id: str) -> Any:
-        found = await get_queue(thread_id)
-        looking.set()
-        with suppress(asyncio.CancelledError):
-            await asyncio.sleep(0.2)
-        return found
-
-    monkeypatch.setattr(store, "get_queue", losing)
-    impatient = asyncio.create_task(stage.told(tracker, "two"))
-    await looking.wait()
-    impatient.cancel()
-    await asyncio.wait([impatient], timeout=5)
-    assert impatient.cancelled()
-    go_on.set()
-    await first
-    assert (await said_on(tracker.checkpointer))[::2] == ["one"]
 
 
 async def test_a_write_without_a_graph_claims_as_well(tracker: RunTracker, stage: Stage) -> None:

@@ -131,8 +131,13 @@ class MongoDatabase:
 
         Not by `pymongo.timeout`, within which an operation is repeated until the time is over: a server that is down
         would not be noticed after `connect_timeout`.
+
+        A cancellation that comes together with the answer is raised here: `asyncio.wait_for` of Python 3.11, which
+        PyMongo uses, loses it (https://github.com/python/cpython/issues/86296).
         """
         self._refuse_if_closed()
+        task = asyncio.current_task()
+        cancelled = 0 if task is None else task.cancelling()
         try:
             async with asyncio.timeout(self._pool_timeout):
                 await self._places.acquire()
@@ -144,6 +149,8 @@ class MongoDatabase:
                     yield
         finally:
             self._places.release()
+        if task is not None and task.cancelling() > cancelled:
+            raise asyncio.CancelledError
 
     @contextmanager
     def blocking_operation(self) -> Iterator[None]:
