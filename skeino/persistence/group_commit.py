@@ -2,18 +2,22 @@
 
 A commit waits for the disk, and that takes longer than the statements do. So what arrives meanwhile is collected, and
 written together next. There is no timer: a write that comes alone goes at once.
+
+`TaskCommit` is that for a driver with coroutines, `ThreadCommit` for one that blocks.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
 from skeino.errors import StoreUnavailableError
+from skeino.persistence.one_thread import OneThread
 
 Write = TypeVar("Write")
 
@@ -33,41 +37,26 @@ TURNS: Final = 2
 stored it ends, and the one that waits for this wakes up."""
 
 
-class GroupCommit(Generic[Write]):
+class GroupCommit(ABC, Generic[Write]):
     """One writer for one database: it writes batches one after the other, in the order in which the writes came.
 
     Args:
-        write_batch: commits all the writes, or none of them, but for those that it answers itself before (`answer`). It
-            returns an answer for each: what the write results in, or the exception that it alone has earned, for one
-            bad write must not fail its neighbours; or a future of either, where it will take longer than the others
-            should wait. What it raises has failed them all.
         place: names the database, for messages.
         patience: seconds in which a write is answered; None waits for ever.
-        halves: the size from which on a batch is but half of what there is to write, what was answered last included:
-            the database, where that is another process, then works on one half while this one prepares the other. None
-            is always all. Each batch costs something by itself, so with few it does not pay.
+        max_batch: writes in one transaction, at the most.
+        max_waiting: writes that may wait.
     """
 
     def __init__(
-        self,
-        write_batch: Callable[[Sequence[Write]], Awaitable[Sequence[Any]]],
-        place: str,
-        *,
-        patience: float | None = None,
-        max_batch: int = MAX_BATCH,
-        max_waiting: int = MAX_WAITING,
-        halves: int | None = None,
+        self, place: str, *, patience: float | None, max_batch: int = MAX_BATCH, max_waiting: int = MAX_WAITING
     ) -> None:
-        self._write_batch = write_batch
         self._place = place
         self._max_batch = max_batch
         self._max_waiting = max_waiting
-        self._halves = halves
         self._patience = patience
         self._waiting: deque[tuple[Write, asyncio.Future[Any]]] = deque()
         self._deadlines: dict[asyncio.Future[Any], float] = {}  # the next first
         self._timer: asyncio.TimerHandle | None = None  # one for all: a timer for each would cost more than the rest
-        self._writer: asyncio.Task[None] | None = None  # until its callback has run, some time after the last answer
         self._batch: list[tuple[Write, asyncio.Future[Any]]] = []  # that is being written
         self._context = contextvars.Context()  # no request's; its own, for none is entered in two threads at once
         self._closed = False
@@ -105,78 +94,45 @@ class GroupCommit(Generic[Write]):
             self._deadlines[answer] = deadline = loop.time() + self._patience
             if self._timer is None:
                 self._timer = loop.call_at(deadline, self._give_up, context=self._context)
-        if self._writer is None:
-            self._begin()
+        self._begin()
         return answer
-
-    def answer(self, position: int, answer: Any) -> None:
-        """Answer one write of the batch before the others are written, since it has been committed, or has failed.
-
-        Only for `write_batch`, while it runs; what it returns, or raises, changes nothing for this write.
-        """
-        self._answer_one(self._batch[position][1], answer)
 
     async def close(self) -> None:
         """Take no more writes, and wait until those there are have been answered."""
         self._closed = True
-        while self._writer is not None:
-            await asyncio.wait([self._writer])
+        await self._end()
         if self._timer is not None and not self._deadlines:
             self._timer.cancel()
 
+    @abstractmethod
     def _begin(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._writer = loop.create_task(self._write_all(), name="skeino writer", context=contextvars.Context())
-        self._writer.add_done_callback(self._is_over, context=self._context)
+        """Have what waits be written, from the event loop's next turn on, if that is not being done already."""
 
-    def _is_over(self, writer: asyncio.Task[None]) -> None:
-        self._writer = None
-        if self._waiting:  # it was cancelled, with the event loop say, but not those that wait for these
-            self._begin()
+    @abstractmethod
+    async def _end(self) -> None:
+        """Wait until nothing waits any more."""
 
-    async def _write_all(self) -> None:
-        size = 0
-        while self._waiting:
-            half = (len(self._waiting) + size + 1) // 2  # those that were answered last write again, or have by now
-            size = min(len(self._waiting), self._max_batch)
-            if self._halves is not None and half >= self._halves:
-                size = min(size, half)
-            await self._answer([self._waiting.popleft() for _ in range(size)])
-            for _ in range(TURNS if max(size, len(self._waiting)) <= FEW else 0):
-                await asyncio.sleep(0)
+    def _take(self, size: int) -> list[Write]:
+        """The writes of the next batch, which begins with this."""
+        self._batch = [self._waiting.popleft() for _ in range(size)]
+        return [write for write, _ in self._batch]
 
-    async def _answer(self, batch: list[tuple[Write, asyncio.Future[Any]]]) -> None:
-        self._batch = batch
-        try:
-            answers = await self._write_batch([write for write, _ in batch])
-        except BaseException as exc:
-            answers = [exc] * len(batch)
-            if not isinstance(exc, Exception):  # the event loop ends
-                for _, future in batch:
-                    future.cancel()
-                raise
-        finally:
-            self._batch = []
-        for (_, future), answer in zip(batch, answers, strict=True):
-            self._answer_one(future, answer)
+    def _taken(self) -> list[tuple[Write, asyncio.Future[Any]]]:
+        """The batch, which ends with this."""
+        batch, self._batch = self._batch, []
+        return batch
 
-    def _answer_one(self, future: asyncio.Future[Any], answer: Any) -> None:
-        """Twice is once."""
-        if isinstance(answer, asyncio.Future):
-            answer.add_done_callback(partial(self._answered_late, future), context=self._context)
-        else:
-            self._answered(future, answer)
+    def _turns_after(self, size: int) -> int:
+        """Of the event loop, until what comes after a batch of this size is taken."""
+        return TURNS if max(size, len(self._waiting)) <= FEW else 0
 
-    def _answered_late(self, future: asyncio.Future[Any], answer: asyncio.Future[Any]) -> None:
-        if answer.cancelled():
-            future.cancel()
-        self._answered(future, None if answer.cancelled() else answer.exception() or answer.result())
-
-    def _answered(self, future: asyncio.Future[Any], answer: Any) -> None:
+    def _answer(self, future: asyncio.Future[Any], answer: Any) -> None:
         self._deadlines.pop(future, None)
-        if future.done():  # it is answered, its caller was cancelled, or has been told that it takes too long
+        if future.done():  # it is answered already, its caller was cancelled, or has been told that it takes too long
             return
-        if isinstance(answer, BaseException):
+        if isinstance(answer, StopIteration):  # which no future takes
+            future.set_exception(RuntimeError(f"a write to {self._place} raised StopIteration"))
+        elif isinstance(answer, BaseException):
             future.set_exception(answer)
         else:
             future.set_result(answer)
@@ -190,4 +146,147 @@ class GroupCommit(Generic[Write]):
                 self._timer = loop.call_at(deadline, self._give_up, context=self._context)
                 return
             problem = f"{self._place} did not answer in time."
-            self._answered(future, StoreUnavailableError(problem, maybe_done=True))
+            self._answer(future, StoreUnavailableError(problem, maybe_done=True))
+
+
+class TaskCommit(GroupCommit[Write]):
+    """As `GroupCommit`, in a task.
+
+    Args:
+        write_batch: commits all the writes, or none of them, but for those that it answers itself before (`answer`). It
+            returns an answer for each: what the write results in, or the exception that it alone has earned, for one
+            bad write must not fail its neighbours; or a future of either, where it will take longer than the others
+            should wait. What it raises has failed them all.
+        halves: the size from which on a batch is but half of what there is to write, what was answered last included:
+            the database, where that is another process, then works on one half while this one prepares the other. None
+            is always all. Each batch costs something by itself, so with few it does not pay.
+        place, patience, limits: as `GroupCommit`.
+    """
+
+    def __init__(
+        self,
+        write_batch: Callable[[Sequence[Write]], Awaitable[Sequence[Any]]],
+        place: str,
+        *,
+        patience: float | None = None,
+        halves: int | None = None,
+        **limits: int,
+    ) -> None:
+        super().__init__(place, patience=patience, **limits)
+        self._write_batch = write_batch
+        self._halves = halves
+        self._writer: asyncio.Task[None] | None = None  # until its callback has run, some time after the last answer
+
+    def answer(self, position: int, answer: Any) -> None:
+        """Answer one write of the batch before the others are written, since it has been committed, or has failed.
+
+        Only for `write_batch`, while it runs; what it returns, or raises, changes nothing for this write.
+        """
+        self._answer_or_wait(self._batch[position][1], answer)
+
+    def _begin(self) -> None:
+        if self._writer is None:
+            loop = asyncio.get_running_loop()
+            self._writer = loop.create_task(self._write_all(), name="skeino writer", context=contextvars.Context())
+            self._writer.add_done_callback(self._is_over, context=self._context)
+
+    async def _end(self) -> None:
+        while self._writer is not None:
+            await asyncio.wait([self._writer])
+
+    def _is_over(self, writer: asyncio.Task[None]) -> None:
+        self._writer = None
+        if self._waiting:  # it was cancelled, with the event loop say, but not those that wait for these
+            self._begin()
+
+    async def _write_all(self) -> None:
+        size = 0
+        while self._waiting:
+            half = (len(self._waiting) + size + 1) // 2  # those that were answered last write again, or have by now
+            size = min(len(self._waiting), self._max_batch)
+            if self._halves is not None and half >= self._halves:
+                size = min(size, half)
+            batch = self._take(size)
+            try:
+                answers = await self._write_batch(batch)
+            except Exception as exc:
+                answers = [exc] * size
+            except BaseException:  # the event loop ends
+                for _, future in self._taken():
+                    future.cancel()
+                raise
+            for (_, future), answer in zip(self._taken(), answers, strict=True):
+                self._answer_or_wait(future, answer)
+            for _ in range(self._turns_after(size)):
+                await asyncio.sleep(0)
+
+    def _answer_or_wait(self, future: asyncio.Future[Any], answer: Any) -> None:
+        """Twice is once."""
+        if isinstance(answer, asyncio.Future):
+            answer.add_done_callback(partial(self._answered_late, future), context=self._context)
+        else:
+            self._answer(future, answer)
+
+    def _answered_late(self, future: asyncio.Future[Any], answer: asyncio.Future[Any]) -> None:
+        if answer.cancelled():
+            future.cancel()
+        self._answer(future, None if answer.cancelled() else answer.exception() or answer.result())
+
+
+class ThreadCommit(GroupCommit[Write]):
+    """As `GroupCommit`, in a thread of its own.
+
+    What has been written is answered by the very callback that the thread wakes the event loop with. A task that waits
+    for the thread costs a write that comes alone two more turns of the event loop, a twentieth of its time on SQLite.
+
+    Args:
+        thread: calls `write_batch`.
+        write_batch: commits all the writes, or none of them. It returns an answer for each: what the write results in,
+            or the exception that it alone has earned. What it raises has failed them all.
+        place, patience, limits: as `GroupCommit`.
+    """
+
+    def __init__(
+        self,
+        thread: OneThread,
+        write_batch: Callable[[Sequence[Write]], Sequence[Any]],
+        place: str,
+        *,
+        patience: float | None = None,
+        **limits: int,
+    ) -> None:
+        super().__init__(place, patience=patience, **limits)
+        self._thread = thread
+        self._write_batch = write_batch
+        self._loop: asyncio.AbstractEventLoop | None = None  # while there is something to write, and a little longer
+        self._at_rest: asyncio.Event | None = None
+
+    def _begin(self) -> None:
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+            self._loop.call_soon(self._write_next, self._loop, 0, context=self._context)
+
+    async def _end(self) -> None:
+        while self._loop is not None:
+            self._at_rest = self._at_rest or asyncio.Event()
+            await self._at_rest.wait()
+
+    def _write_next(self, loop: asyncio.AbstractEventLoop, turns: int) -> None:
+        if turns > 0:
+            loop.call_soon(self._write_next, loop, turns - 1)
+        elif self._waiting:
+            batch = self._take(min(len(self._waiting), self._max_batch))
+            try:
+                self._thread.ask(partial(self._write_batch, batch), partial(self._written, loop))
+            except RuntimeError as exc:  # it cannot be started
+                self._written(loop, None, exc)
+        else:
+            self._loop = None
+            if self._at_rest is not None:
+                self._at_rest.set()
+
+    def _written(self, loop: asyncio.AbstractEventLoop, answers: Any, failure: BaseException | None) -> None:
+        batch = self._taken()
+        for (_, future), answer in zip(batch, answers if failure is None else [failure] * len(batch), strict=True):
+            self._answer(future, answer)
+        self._write_next(loop, self._turns_after(len(batch)))

@@ -10,12 +10,16 @@ import asyncio
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-_Call = tuple[Callable[[], Any], asyncio.Future[Any]]
+Done = Callable[[Any, BaseException | None], object]
+"""Is told what a call results in, or what it raised."""
+
+_Call = tuple[Callable[[], Any], Done, asyncio.AbstractEventLoop]
 
 
 class OneThread:
@@ -30,14 +34,24 @@ class OneThread:
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
+    def ask(self, call: Callable[[], Any], done: Done) -> None:
+        """Have it called; `done` is told on the event loop, without a task or a future in between.
+
+        Raises:
+            RuntimeError: the thread cannot be started; it will not be called.
+        """
+        loop = asyncio.get_running_loop()
+        if self._thread is None:
+            # A daemon: a process that ends without closing must not wait for it.
+            thread = threading.Thread(target=self._live, name=self._name, daemon=True)
+            thread.start()
+            self._thread = thread
+        self._calls.put((call, done, loop))
+
     def run(self, call: Callable[[], T]) -> asyncio.Future[T]:
         """What the call results in, or raises. Who is cancelled loses the answer, the call is done all the same."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._calls.put((call, future))
-        if self._thread is None:
-            # A daemon: a process that ends without closing must not wait for it.
-            self._thread = threading.Thread(target=self._live, name=self._name, daemon=True)
-            self._thread.start()
+        self.ask(call, partial(_answer, future))
         return future
 
     def end(self) -> None:
@@ -46,15 +60,15 @@ class OneThread:
 
     def _live(self) -> None:
         while (asked := self._calls.get()) is not None:
-            call, future = asked
+            call, done, loop = asked
             result, failure = None, None
             try:
                 result = call()
             except BaseException as exc:
                 failure = exc
             with suppress(RuntimeError):  # the event loop is closed: nobody waits any more
-                future.get_loop().call_soon_threadsafe(_answer, future, result, failure)
-            del asked, call, future, result, failure  # lest they live until the next call
+                loop.call_soon_threadsafe(done, result, failure)
+            del asked, call, done, loop, result, failure  # lest they live until the next call
 
 
 def _answer(future: asyncio.Future[Any], result: Any, failure: BaseException | None) -> None:

@@ -69,13 +69,13 @@ async def test_ends_that_come_together_are_written_together(
     settings: SkeinoSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    answer = GroupCommit._answer
+    take = GroupCommit._take
 
-    async def counted(group: GroupCommit[Any], batch: list[Any]) -> None:
-        sizes.append(len(batch))
-        await answer(group, batch)
+    def counted(group: GroupCommit[Any], size: int) -> list[Any]:
+        sizes.append(size)
+        return take(group, size)
 
-    monkeypatch.setattr(GroupCommit, "_answer", counted)
+    monkeypatch.setattr(GroupCommit, "_take", counted)
     tracker = RunTracker(settings)
     async with tracker.lifespan():
         runs = await started(tracker, 40)

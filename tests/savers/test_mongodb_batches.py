@@ -16,7 +16,7 @@ from pymongo.errors import AutoReconnect
 
 from skeino.errors import StoreError, StoreUnavailableError
 from skeino.persistence import open_persistence
-from skeino.persistence.mongodb.checkpoint_writes import CheckpointWrites
+from skeino.persistence.group_commit import ThreadCommit
 from tests.contract.test_mongodb_server import failing, settings_for
 from tests.savers.graphs import config_of, plain, said
 
@@ -39,14 +39,14 @@ def batches(saver: Saver, monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def sizes_of_batches(saver: Saver, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     sizes: list[int] = []
-    written = CheckpointWrites._written
+    take = ThreadCommit._take
 
-    def noting(self: CheckpointWrites, writes: Sequence[Any]) -> Any:
-        if len(writes) > 1:
-            sizes.append(len(writes))
-        return written(self, writes)
+    def noting(group: ThreadCommit[Any], size: int) -> list[Any]:
+        if size > 1:
+            sizes.append(size)
+        return take(group, size)
 
-    monkeypatch.setattr(CheckpointWrites, "_written", noting)
+    monkeypatch.setattr(ThreadCommit, "_take", noting)
     return sizes
 
 

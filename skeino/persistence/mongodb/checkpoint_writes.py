@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any, Final, NamedTuple, cast
 
 from langgraph.checkpoint.mongodb import MongoDBSaver
@@ -19,7 +18,7 @@ from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
 from pymongo.errors import BulkWriteError, ConnectionFailure
 
-from skeino.persistence.group_commit import GroupCommit
+from skeino.persistence.group_commit import ThreadCommit
 from skeino.persistence.mongodb.connections import MongoDatabase, translated_errors
 from skeino.persistence.mongodb.documents import Document
 from skeino.persistence.mongodb.schema import THREADS
@@ -47,9 +46,9 @@ class CheckpointWrites:
         self._collections = (checkpoints, pending_writes)
         self._threads = database.metadata_of(database.blocking_client)[THREADS]
         self._writers = {name: OneThread(f"skeino-mongodb-{name}") for name in (_FENCED, *_NAMES)}
-        self._groups: dict[str, GroupCommit[_Write]] = {
-            name: GroupCommit(
-                partial(self._write_batch, writer), f"MongoDB at {database.place}", patience=database.operation_timeout
+        self._groups: dict[str, ThreadCommit[_Write]] = {
+            name: ThreadCommit(
+                writer, self._written, f"MongoDB at {database.place}", patience=database.operation_timeout
             )
             for name, writer in self._writers.items()
         }
@@ -86,9 +85,6 @@ class CheckpointWrites:
         await asyncio.gather(*(group.close() for group in self._groups.values()))
         for writer in self._writers.values():
             writer.end()
-
-    async def _write_batch(self, writer: OneThread, writes: Sequence[_Write]) -> Sequence[Any]:
-        return await writer.run(lambda: self._written(writes))
 
     def _written(self, writes: Sequence[_Write]) -> Sequence[Any]:
         if len(writes) == 1 and writes[0].held is None:

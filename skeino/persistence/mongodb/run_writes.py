@@ -23,7 +23,7 @@ from pymongo.errors import DuplicateKeyError
 
 from skeino.errors import InvalidInputError, StoreError, StoreUnavailableError, ThreadNotFoundError
 from skeino.persistence.cancellation import to_its_end
-from skeino.persistence.group_commit import GroupCommit
+from skeino.persistence.group_commit import TaskCommit
 from skeino.persistence.mongodb.batches import (
     RUN_FIELDS,
     THREAD_FIELDS,
@@ -57,7 +57,7 @@ class RunWrites:
         self._database = database
         self._threads = threads
         self._runs = runs
-        self._group: GroupCommit[Write] = GroupCommit(
+        self._group: TaskCommit[Write] = TaskCommit(
             self._write_batch, f"MongoDB at {database.place}", patience=database.operation_timeout
         )
         self._apart: set[asyncio.Task[Any]] = set()

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from psycopg.rows import DictRow
 
 from skeino.errors import SchemaError, StoreError, StoreUnavailableError
-from skeino.persistence.group_commit import GroupCommit
+from skeino.persistence.group_commit import TaskCommit
 from skeino.persistence.postgres.batches import NOTHING, Kind, Values
 from skeino.persistence.postgres.session import PATIENCE
 from skeino.persistence.repeating import Attempts
@@ -69,7 +69,7 @@ class Writer:
         self._place = place
         self._operation_timeout = operation_timeout
         self._patience = patience
-        self._group: GroupCommit[_Write] = GroupCommit(
+        self._group: TaskCommit[_Write] = TaskCommit(
             self._write_batch, f"PostgreSQL at {place}", patience=operation_timeout, halves=HALVES
         )
         self._alone: dict[Hashable, set[asyncio.Task[Rows]]] = {}

@@ -23,7 +23,7 @@ from urllib.parse import unquote
 import aiosqlite
 
 from skeino.errors import ConfigurationError, InvalidInputError, SchemaError, StoreError, StoreUnavailableError
-from skeino.persistence.group_commit import GroupCommit
+from skeino.persistence.group_commit import ThreadCommit
 from skeino.persistence.one_thread import OneThread
 from skeino.persistence.registry import CheckpointerSpec
 from skeino.persistence.sqlite import schema
@@ -59,8 +59,8 @@ class SqliteDatabase:
         self._waits: int | None = None  # milliseconds, as the writer's connection has it
         self._operation_timeout = operation_timeout
         self._thread = OneThread("skeino-sqlite")
-        self._group: GroupCommit[_Write] = GroupCommit(
-            self._write_batch, f"The SQLite file {path}", patience=operation_timeout
+        self._group: ThreadCommit[_Write] = ThreadCommit(
+            self._thread, self._write_batch, f"The SQLite file {path}", patience=operation_timeout
         )
         self._readers = Readers(path, busy_timeout)
 
@@ -98,9 +98,9 @@ class SqliteDatabase:
         """The rows of one SELECT."""
         return await self.reading(lambda connection: connection.execute(statement, parameters).fetchall())
 
-    async def _write_batch(self, writes: Sequence[_Write]) -> Sequence[Any]:
+    def _write_batch(self, writes: Sequence[_Write]) -> Sequence[Any]:
         with translated_errors(self.path):
-            answers = await self._thread.run(lambda: self._transact(writes))
+            answers = self._transact(writes)
         return [_translated(answer, self.path) if isinstance(answer, Exception) else answer for answer in answers]
 
     def _transact(self, writes: Sequence[_Write]) -> Sequence[Any]:

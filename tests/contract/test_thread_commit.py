@@ -1,0 +1,74 @@
+"""What group commit in a thread does beyond the rest: no task, no turn too many, and no write without an answer."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from skeino.persistence.group_commit import ThreadCommit
+from skeino.persistence.one_thread import OneThread
+from tests.contract.disks import ThreadDisk
+
+
+async def test_it_makes_no_task() -> None:
+    disk = ThreadDisk()
+    before = asyncio.all_tasks()
+    disk.turn.clear()
+    answer = disk.group.enqueue(1)
+    await asyncio.sleep(0.01)
+    assert disk.batches == [[1]]
+    assert asyncio.all_tasks() == before
+    disk.turn.set()
+    assert await answer == 10
+
+
+async def test_what_its_thread_has_written_is_answered_in_the_turn_that_it_wakes() -> None:
+    disk = ThreadDisk()
+    loop = asyncio.get_running_loop()
+    disk.turn.clear()
+    answer = disk.group.enqueue(1)
+    await asyncio.sleep(0.01)
+    order: list[str] = []
+    answer.add_done_callback(lambda _: order.append("answer"))
+    disk.turn.set()
+    disk.thread.ask(lambda: None, lambda *_: loop.call_soon(order.append, "a turn later"))
+    time.sleep(0.05)  # noqa: ASYNC251 (both wake the event loop for the same turn)
+    while len(order) < 2:
+        await asyncio.sleep(0)
+    assert order == ["answer", "a turn later"]
+
+
+async def test_a_thread_that_cannot_be_started_fails_the_write_and_the_next_one_tries_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    disk = ThreadDisk()
+    start = threading.Thread.start
+
+    def refused(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        await disk.group.write(1)
+    assert disk.group.is_idle
+    monkeypatch.setattr(threading.Thread, "start", start)
+    assert await disk.group.write(2) == 20
+    assert disk.batches == [[2]], "what has failed is not written later"
+    await disk.group.close()
+
+
+async def test_an_exception_that_no_future_takes_leaves_nobody_waiting() -> None:
+    def write_batch(numbers: Sequence[int]) -> list[Any]:
+        return [StopIteration() if number < 0 else number for number in numbers]
+
+    group: ThreadCommit[int] = ThreadCommit(OneThread("disk"), write_batch, "The disk")
+    async with asyncio.timeout(5):
+        answers = await asyncio.gather(*(group.write(number) for number in (-1, 2)), return_exceptions=True)
+        assert [type(answer) for answer in answers] == [RuntimeError, int]
+        assert await group.write(3) == 3
+        await group.close()
