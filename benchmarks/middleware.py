@@ -78,7 +78,9 @@ async def work_of_variants(stack: AsyncExitStack) -> dict[str, Work]:
     async def passing(request: Any, call_next: Any) -> Any:
         return await call_next(request)
 
-    unused = RunMiddleware(application, settings=SkeinoSettings(), record="on_use", exclude=["/excluded"])
+    excluded = RunMiddleware(application, settings=SkeinoSettings(), exclude=["/excluded"])
+    await stack.enter_async_context(excluded.tracker.lifespan())
+    unused = RunMiddleware(application, settings=SkeinoSettings(), record="on_use")
     await stack.enter_async_context(unused.tracker.lifespan())
     recorded = RunMiddleware(application, settings=SkeinoSettings())
     await stack.enter_async_context(recorded.tracker.lifespan())
@@ -86,7 +88,7 @@ async def work_of_variants(stack: AsyncExitStack) -> dict[str, Work]:
 
     works = (
         _requests(application),
-        _requests(unused, "/excluded"),
+        _requests(excluded, "/excluded"),
         _requests(unused),
         _requests(CorrelationIdMiddleware(application)),
         _recorded_requests(recorded),
