@@ -43,9 +43,12 @@ class OneThread:
         loop = asyncio.get_running_loop()
         if self._thread is None:
             # A daemon: a process that ends without closing must not wait for it.
-            thread = threading.Thread(target=self._live, name=self._name, daemon=True)
-            thread.start()
-            self._thread = thread
+            self._thread = threading.Thread(target=self._live, name=self._name, daemon=True)
+            try:
+                self._thread.start()
+            except BaseException:
+                self._thread = None
+                raise
         self._calls.put((call, done, loop))
 
     def run(self, call: Callable[[], T]) -> asyncio.Future[T]:

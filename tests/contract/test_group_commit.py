@@ -158,10 +158,10 @@ def test_the_end_of_the_event_loop_leaves_nobody_waiting(make: Make) -> None:
 
 
 async def test_a_write_that_waits_too_long_is_told_so_and_is_done_all_the_same(make: Make) -> None:
-    disk = make(patience=0.1)
+    disk = make(patience=1.0)
     disk.turn.clear()
     first = [asyncio.create_task(disk.group.write(number)) for number in (1, 2)]
-    await asyncio.sleep(0.06)
+    await asyncio.sleep(0.6)
     late = asyncio.create_task(disk.group.write(3))
     for write in first:
         with pytest.raises(StoreUnavailableError, match="The disk did not answer in time") as caught:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from skeino.errors import StoreUnavailableError
 from skeino.persistence.group_commit import ThreadCommit
 from skeino.persistence.one_thread import OneThread
 from tests.contract.disks import ThreadDisk
@@ -20,8 +21,8 @@ async def test_it_makes_no_task() -> None:
     before = asyncio.all_tasks()
     disk.turn.clear()
     answer = disk.group.enqueue(1)
-    await asyncio.sleep(0.01)
-    assert disk.batches == [[1]]
+    while not disk.batches:
+        await asyncio.sleep(0.001)
     assert asyncio.all_tasks() == before
     disk.turn.set()
     assert await answer == 10
@@ -72,3 +73,18 @@ async def test_an_exception_that_no_future_takes_leaves_nobody_waiting() -> None
         assert [type(answer) for answer in answers] == [RuntimeError, int]
         assert await group.write(3) == 3
         await group.close()
+
+
+async def test_answers_that_are_too_few_do_not_stop_the_writer() -> None:
+    def write_batch(numbers: Sequence[int]) -> list[Any]:
+        return [] if numbers == [1] else [number * 10 for number in numbers]
+
+    group: ThreadCommit[int] = ThreadCommit(OneThread("disk"), write_batch, "The disk", patience=0.2)
+    errors: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context["exception"]))
+    async with asyncio.timeout(5):
+        with pytest.raises(StoreUnavailableError, match="in time"):
+            await group.write(1)
+        assert await group.write(2) == 20
+        await group.close()
+    assert [type(error) for error in errors] == [ValueError]
