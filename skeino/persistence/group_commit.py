@@ -40,6 +40,8 @@ stored it ends, and the one that waits for this wakes up."""
 class GroupCommit(ABC, Generic[Write]):
     """One writer for one database: it writes batches one after the other, in the order in which the writes came.
 
+    It belongs to the event loop that it is first used on.
+
     Args:
         place: names the database, for messages.
         patience: seconds in which a write is answered; None waits for ever.
@@ -121,6 +123,10 @@ class GroupCommit(ABC, Generic[Write]):
         """The batch, which ends with this."""
         batch, self._batch = self._batch, []
         return batch
+
+    def _cancel_batch(self) -> None:
+        for _, future in self._taken():
+            future.cancel()
 
     def _turns_after(self, size: int) -> int:
         """Of the event loop, until what comes after a batch of this size is taken."""
@@ -206,19 +212,20 @@ class TaskCommit(GroupCommit[Write]):
             size = min(len(self._waiting), self._max_batch)
             if self._halves is not None and half >= self._halves:
                 size = min(size, half)
-            batch = self._take(size)
-            try:
-                answers = await self._write_batch(batch)
-            except Exception as exc:
-                answers = [exc] * size
-            except BaseException:  # the event loop ends
-                for _, future in self._taken():
-                    future.cancel()
-                raise
-            for (_, future), answer in zip(self._taken(), answers, strict=True):
-                self._answer_or_wait(future, answer)
+            await self._write_and_answer(self._take(size))
             for _ in range(self._turns_after(size)):
                 await asyncio.sleep(0)
+
+    async def _write_and_answer(self, batch: Sequence[Write]) -> None:
+        try:
+            answers = await self._write_batch(batch)
+        except Exception as exc:
+            answers = [exc] * len(batch)
+        except BaseException:  # the event loop ends
+            self._cancel_batch()
+            raise
+        for (_, future), answer in zip(self._taken(), answers, strict=True):
+            self._answer_or_wait(future, answer)
 
     def _answer_or_wait(self, future: asyncio.Future[Any], answer: Any) -> None:
         """Twice is once."""
@@ -262,12 +269,12 @@ class ThreadCommit(GroupCommit[Write]):
         self._at_rest: asyncio.Event | None = None
 
     def _begin(self) -> None:
-        if self._loop is None or self._loop.is_closed():
+        if self._loop is None:
             self._loop = asyncio.get_running_loop()
             self._loop.call_soon(self._write_next, self._loop, 0, context=self._context)
 
     async def _end(self) -> None:
-        while self._loop is not None and not self._loop.is_closed():
+        while self._loop is not None:
             self._at_rest = self._at_rest or asyncio.Event()
             await self._at_rest.wait()
 
@@ -286,13 +293,14 @@ class ThreadCommit(GroupCommit[Write]):
                 self._at_rest.set()
 
     def _written(self, loop: asyncio.AbstractEventLoop, answers: Any, failure: BaseException | None) -> None:
-        batch = self._taken()
+        size = len(self._batch)
         try:
             if failure is not None and not isinstance(failure, Exception):  # the process ends
-                for _, future in batch:
-                    future.cancel()
+                self._cancel_batch()
                 raise failure
-            for (_, future), answer in zip(batch, answers if failure is None else [failure] * len(batch), strict=True):
+            for (_, future), answer in zip(
+                self._taken(), answers if failure is None else [failure] * size, strict=True
+            ):
                 self._answer(future, answer)
-        finally:
-            self._write_next(loop, self._turns_after(len(batch)))
+        finally:  # whatever comes of it, for those that wait
+            self._write_next(loop, self._turns_after(size))

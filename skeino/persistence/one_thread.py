@@ -79,7 +79,5 @@ def _answer(future: asyncio.Future[Any], result: Any, failure: BaseException | N
         return
     if failure is None:
         future.set_result(result)
-    elif isinstance(failure, StopIteration):  # which no future takes
-        future.set_exception(RuntimeError("the call raised StopIteration"))
     else:
         future.set_exception(failure)

@@ -132,8 +132,8 @@ BUGS: Final = (
     Bug(
         "a write that has failed is acknowledged",
         "skeino/persistence/group_commit.py",
-        "answers if failure is None else [failure] * len(batch)",
-        "answers if failure is None else [True] * len(batch)",
+        "answers if failure is None else [failure] * size",
+        "answers if failure is None else [True] * size",
         "tests.chaos points --scheme sqlite --times 1",
         "the runs are",
     ),

@@ -25,6 +25,9 @@ class Disk:
         self.turn.set()
         self.failure: BaseException | None = None
 
+    def end(self) -> None:
+        """Let what keeps it go."""
+
     def _begins(self, numbers: Sequence[int]) -> None:
         self.batches.append(list(numbers))
         assert variable.get() == "none"
@@ -57,6 +60,10 @@ class ThreadDisk(Disk):
         self.thread = OneThread("disk")
         self.group: ThreadCommit[int] = ThreadCommit(self.thread, self._write_batch, "The disk", **limits)
         super().__init__()
+
+    def end(self) -> None:
+        self.turn.set()
+        self.thread.end()
 
     def _write_batch(self, numbers: Sequence[int]) -> list[Any]:
         self._begins(numbers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,9 +15,16 @@ Make = Callable[..., Disk]
 
 
 @pytest.fixture(params=[TaskDisk, ThreadDisk], ids=["task", "thread"])
-def make(request: pytest.FixtureRequest) -> Make:
-    made: Make = request.param
-    return made
+def make(request: pytest.FixtureRequest) -> Iterator[Make]:
+    made: list[Disk] = []
+
+    def making(**limits: Any) -> Disk:
+        made.append(request.param(**limits))
+        return made[-1]
+
+    yield making
+    for disk in made:
+        disk.end()
 
 
 async def test_a_write_that_comes_alone_goes_at_once_and_those_that_come_meanwhile_go_together(make: Make) -> None:
@@ -131,10 +138,24 @@ async def test_closing_waits_for_what_is_queued_and_takes_no_more(make: Make) ->
     assert await asyncio.gather(*writes) == [10, 20]
 
 
-async def test_a_batch_inherits_no_callers_context(make: Make) -> None:
+async def test_a_batch_inherits_no_callers_context(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     disk = make()
+    seen: list[str] = []
+    take = disk.group._take
+
+    def taking(size: int) -> list[int]:
+        seen.append(variable.get())
+        return take(size)
+
+    monkeypatch.setattr(disk.group, "_take", taking)
     variable.set("mine")
-    assert await disk.group.write(1) == 10  # the disk looks
+    disk.turn.clear()
+    first, second = disk.group.enqueue(1), asyncio.create_task(disk.group.write(2))
+    await asyncio.sleep(0.01)
+    disk.turn.set()
+    assert [await first, await second] == [10, 20]
+    assert await disk.group.write(3) == 30  # and the disk looks
+    assert {*seen} == {"none"}
 
 
 async def test_what_is_queued_is_written_though_nobody_waits_yet(make: Make) -> None:
@@ -143,18 +164,6 @@ async def test_what_is_queued_is_written_though_nobody_waits_yet(make: Make) -> 
     await asyncio.wait(answers)
     assert disk.batches == [[1, -2, 3]]
     assert [answers[0].result(), type(answers[1].exception()), answers[2].result()] == [10, ValueError, 30]
-
-
-def test_the_end_of_the_event_loop_leaves_nobody_waiting(make: Make) -> None:
-    async def main() -> None:
-        disk = make()
-        disk.turn.clear()
-        abandoned.append(asyncio.create_task(disk.group.write(1)))
-        await asyncio.sleep(0.01)
-
-    abandoned: list[asyncio.Task[Any]] = []
-    asyncio.run(main())
-    assert abandoned[0].cancelled()
 
 
 async def test_a_write_that_waits_too_long_is_told_so_and_is_done_all_the_same(make: Make) -> None:

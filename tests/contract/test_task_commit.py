@@ -101,6 +101,19 @@ async def test_when_the_writer_is_cancelled_before_it_begins_all_is_written() ->
     await disk.group.close()
 
 
+def test_the_end_of_the_event_loop_leaves_nobody_waiting() -> None:
+    async def main() -> None:
+        disk = TaskDisk()
+        disk.turn.clear()
+        abandoned.append(disk.group.enqueue(1))
+        while not disk.batches:
+            await asyncio.sleep(0.001)
+
+    abandoned: list[asyncio.Future[int]] = []
+    asyncio.run(main())
+    assert abandoned[0].cancelled()
+
+
 def test_event_loops_in_several_threads_leave_nobody_waiting() -> None:
     async def answered_later(numbers: Sequence[int]) -> list[Any]:
         await asyncio.sleep(0)
