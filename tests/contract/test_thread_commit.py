@@ -103,16 +103,19 @@ def test_when_the_process_ends_all_that_wait_are_cancelled_and_clean_up(disk: Th
         try:
             await disk.group.write(number)
         finally:
+            await asyncio.sleep(0)
             cleaned.append(number)
 
     async def main() -> None:
         disk.failure = SystemExit(3)
-        await asyncio.gather(*(writer(number) for number in (1, 2, 3)))
+        tasks = [asyncio.create_task(writer(number)) for number in (1, 2, 3)]
+        await asyncio.wait(tasks)
 
     cleaned: list[int] = []
     with pytest.raises(SystemExit):
         asyncio.run(main())
     assert sorted(cleaned) == [1, 2, 3]
+    assert disk.group.is_idle
 
 
 def test_what_is_waited_for_to_its_end_is_so_at_the_end_of_the_event_loop(disk: ThreadDisk) -> None:
