@@ -71,7 +71,7 @@ CONDITIONS = {"memory": memory.can_be_read, "disk": disk.can_be_made}
 FULL = {
     "runs": Effort(7, 0.5),
     "savers": Effort(5, 0.8),
-    "operations": Effort(4, 0.1),
+    "operations": Effort(5, 0.3),
     "growth": Effort(4, 0.4),
     "tables": Effort(5, 0.1),
     "histories": Effort(5, 0.1),
