@@ -54,7 +54,7 @@ class OneThread:
     def run(self, call: Callable[[], T]) -> asyncio.Future[T]:
         """What the call results in, or raises. Who is cancelled loses the answer, the call is done all the same."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self.ask(call, partial(_answer, future))
+        self.ask(call, partial(answer, future))
         return future
 
     def end(self) -> None:
@@ -74,10 +74,13 @@ class OneThread:
             del asked, call, done, loop, result, failure  # lest they live until the next call
 
 
-def _answer(future: asyncio.Future[Any], result: Any, failure: BaseException | None) -> None:
+def answer(future: asyncio.Future[Any], result: Any, failure: BaseException | None) -> None:
+    """Answer who waits for the future, if anybody does."""
     if future.done():  # its caller was cancelled
         return
     if failure is None:
         future.set_result(result)
+    elif isinstance(failure, StopIteration):  # which no future takes
+        future.set_exception(RuntimeError("a call in a thread raised StopIteration"))
     else:
         future.set_exception(failure)

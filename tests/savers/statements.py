@@ -1,8 +1,9 @@
 """How many statements real servers are sent."""
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import psycopg
@@ -25,15 +26,15 @@ def _of_sqlite(settings: SkeinoSettings, patch: pytest.MonkeyPatch) -> Iterator[
     statements: list[str] = []
     read = Readers._read
 
-    def traced(self: Readers, work: Any) -> Any:
-        def traced_work(connection: sqlite3.Connection) -> Any:
+    def traced(self: Readers, works: Sequence[Any]) -> Any:
+        def traced_work(work: Any, connection: sqlite3.Connection) -> Any:
             connection.set_trace_callback(statements.append)
             try:
                 return work(connection)
             finally:
                 connection.set_trace_callback(None)
 
-        return read(self, traced_work)
+        return read(self, [partial(traced_work, work) for work in works])
 
     patch.setattr(Readers, "_read", traced)
     yield lambda: len(statements)

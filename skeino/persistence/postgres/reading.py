@@ -90,13 +90,16 @@ async def one(
 
 async def latest_of_each(
     cursor: AsyncCursor[DictRow], places: Sequence[tuple[str, str]], *, prepare: bool
-) -> list[DictRow]:
-    """The rows of the latest checkpoints, each with the `position` of its thread and namespace, from 1 on.
+) -> Sequence[Sequence[DictRow] | None]:
+    """For each thread and namespace the row of its latest checkpoint, if there is one.
 
-    What an old LangGraph has left in the writes of the step before is not in them.
+    None, where an old LangGraph has left a part of it in the writes of the step before.
     """
     await cursor.execute(_LATEST_OF_EACH, [*map(list, zip(*places, strict=True))], binary=True, prepare=prepare or None)
-    return await cursor.fetchall()
+    found: list[Sequence[DictRow] | None] = [()] * len(places)
+    for row in await cursor.fetchall():
+        found[row.pop("position") - 1] = None if _is_old(row) else [row]
+    return found
 
 
 async def page(
@@ -126,8 +129,7 @@ async def _rows(
 ) -> list[DictRow]:
     await cursor.execute(_SELECT + clauses, values, binary=True, prepare=prepare or None)
     rows = await cursor.fetchall()
-    old = [row for row in rows if row["checkpoint"]["v"] < 4 and row["parent_checkpoint_id"]]
-    if old:  # of a LangGraph that had what is sent to the next step in the writes of the step before
+    if old := [row for row in rows if _is_old(row)]:
         parents = {(row["thread_id"], row["parent_checkpoint_id"]) for row in old}
         await cursor.execute(_SENDS, [*map(list, zip(*parents, strict=True))], binary=True)
         sends = {(row["thread_id"], row["checkpoint_id"]): row["sends"] for row in await cursor.fetchall()}
@@ -136,6 +138,11 @@ async def _rows(
                 row["channel_values"] = row["channel_values"] or []
                 saver._migrate_pending_sends(found, row["checkpoint"], row["channel_values"])
     return rows
+
+
+def _is_old(row: DictRow) -> bool:
+    """Whether it is of a LangGraph that had what is sent to the next step in the writes of the step before."""
+    return bool(row["checkpoint"]["v"] < 4 and row["parent_checkpoint_id"])
 
 
 def loaded(saver: AsyncPostgresSaver, rows: Sequence[DictRow]) -> list[CheckpointTuple]:

@@ -20,11 +20,11 @@ from psycopg.types.json import Jsonb
 
 from skeino.errors import DeltaChannelError, StoreError, ThreadExistsError
 from skeino.persistence.inventory import StoredWrite
+from skeino.persistence.latest import LatestReads
 from skeino.persistence.paging import Place, paged
 from skeino.persistence.postgres import history, reading
 from skeino.persistence.postgres.checkpoints import CHECKPOINT, INSERTED, UPSERTED
 from skeino.persistence.postgres.connections import PostgresDatabase
-from skeino.persistence.postgres.latest import LatestReads
 from skeino.persistence.postgres.session import LOST_PLANS
 from skeino.persistence.pruning import checked_copy, checked_prune, checked_run_ids, target_exists
 from skeino.persistence.stamping import RunStampMixin, fence_of
@@ -53,7 +53,7 @@ class PostgresDatabaseSaver(AsyncPostgresSaver):
         super().__init__(cast("Any", database.pool))
         self.database = database
         self.supports_pipeline = self.supports_pipeline and database.pipeline
-        self._latest = LatestReads(self._latest_of_each)
+        self._latest: LatestReads[DictRow] = LatestReads(self._latest_of_each)
 
     @asynccontextmanager
     async def _cursor(self, *, pipeline: bool = False) -> AsyncIterator[AsyncCursor[DictRow]]:
@@ -159,17 +159,17 @@ class PostgresDatabaseSaver(AsyncPostgresSaver):
 
         return await self._read(read)
 
-    async def _latest_of_each(self, places: Sequence[tuple[str, str]]) -> Sequence[DictRow]:
-        async def read(cursor: AsyncCursor[DictRow]) -> list[DictRow]:
+    async def _latest_of_each(self, places: Sequence[tuple[str, str]]) -> Sequence[Sequence[DictRow] | None]:
+        async def read(cursor: AsyncCursor[DictRow]) -> Sequence[Sequence[DictRow] | None]:
             prepare = await self.database.keeps_plans(cursor.connection)
             return await reading.latest_of_each(cursor, places, prepare=prepare)
 
         return await self._with_kept_plans(lambda: self._read(read))
 
-    async def _read(self, read: Callable[[AsyncCursor[DictRow]], Awaitable[list[DictRow]]]) -> list[DictRow]:
+    async def _read(self, read: Callable[[AsyncCursor[DictRow]], Awaitable[T]]) -> T:
         """What is read; again, if the connection is lost meanwhile."""
 
-        async def once() -> list[DictRow]:
+        async def once() -> T:
             async with self._cursor() as cursor:
                 return await read(cursor)
 

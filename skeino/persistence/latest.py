@@ -1,8 +1,9 @@
-"""`LatestReads`: reads of threads' latest checkpoints that are asked for at the same time share a statement.
+"""`LatestReads`: reads of threads' latest checkpoints that are asked for at the same time are made together.
 
-A graph begins with such a read, and graphs begin together: those whose runs were written in one batch, say. On the
-event loop a statement costs more than the row that it brings. What is asked for in one turn of the event loop goes
-together at its end, whatever else is being read: so a read waits for those of its turn, and for no others.
+A graph begins with such a read, and graphs begin together: those whose runs were written in one batch, say. To send a
+statement, or to go to a thread and back, costs the event loop more than the row that it brings. What is asked for in
+one turn of the event loop goes together at its end, whatever else is being read: so a read waits for those of its turn,
+and for no others.
 """
 
 from __future__ import annotations
@@ -10,40 +11,37 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
-
-from psycopg.rows import DictRow
+from typing import Any, Final, Generic, TypeVar
 
 from skeino.errors import StoreUnavailableError
+
+Row = TypeVar("Row")
 
 Place = tuple[str, str]
 """A thread's id, and a checkpoint namespace in it."""
 
 MOST: Final = 16
-"""In one statement: their rows are in memory together, and the last is read when the others are."""
-
-_Answer = asyncio.Future[Sequence[DictRow] | None]
-"""None: its caller is to read by itself."""
+"""Read together: their rows are in memory together, and the last is read when the others are."""
 
 
-class LatestReads:
+class LatestReads(Generic[Row]):
     """Reads of one database, by one event loop.
 
     Args:
-        read: the rows of these places, each with its place's `position` from 1 on, as far as there are any.
+        read: for each of these places its row, if there is one; None, where it is to be read by itself.
     """
 
-    def __init__(self, read: Callable[[Sequence[Place]], Awaitable[Sequence[DictRow]]]) -> None:
+    def __init__(self, read: Callable[[Sequence[Place]], Awaitable[Sequence[Sequence[Row] | None]]]) -> None:
         self._read = read
-        self._asked: list[tuple[Place, _Answer]] = []
-        self._reading: dict[asyncio.Task[None], Sequence[tuple[Place, _Answer]]] = {}
+        self._asked: list[tuple[Place, asyncio.Future[Sequence[Row] | None]]] = []
+        self._reading: dict[asyncio.Task[None], Sequence[tuple[Place, asyncio.Future[Any]]]] = {}
 
-    async def rows(self, place: Place, alone: Callable[[], Awaitable[Sequence[DictRow]]]) -> Sequence[DictRow]:
+    async def rows(self, place: Place, alone: Callable[[], Awaitable[Sequence[Row]]]) -> Sequence[Row]:
         """The row of the place's latest checkpoint, if there is one.
 
         Args:
             place: where it is.
-            alone: reads it by itself: where nobody else asks, where it is of an old format, and where the server has
+            alone: reads it by itself: where nobody else asks, where that was the answer, and where the database has
                 refused to read all of them.
 
         Raises:
@@ -51,7 +49,7 @@ class LatestReads:
             Exception: whatever `alone` raises.
         """
         loop = asyncio.get_running_loop()
-        answer: _Answer = loop.create_future()
+        answer: asyncio.Future[Sequence[Row] | None] = loop.create_future()
         if not self._asked:
             loop.call_soon(self._begin, context=contextvars.Context())
         self._asked.append((place, answer))
@@ -74,22 +72,20 @@ class LatestReads:
                 _answer(some, [None] * len(some))
 
     def _cancel_what_nobody_waits_for(self) -> None:
-        """So that the server does not read it, and its connection is free."""
+        """So that the database does not read it, and its connection is free."""
         for reading, asked in self._reading.items():
             if all(answer.done() for _, answer in asked):
                 reading.cancel()
 
-    async def _together(self, asked: Sequence[tuple[Place, _Answer]]) -> None:
-        answers: list[Sequence[DictRow] | None] = [()] * len(asked)
+    async def _together(self, asked: Sequence[tuple[Place, asyncio.Future[Sequence[Row] | None]]]) -> None:
         try:
-            for row in await self._read([place for place, _ in asked]):
-                answers[row.pop("position") - 1] = None if _is_old(row) else [row]
+            answers = await self._read([place for place, _ in asked])
         except Exception as exc:
             if isinstance(exc, StoreUnavailableError) and (exc.sqlstate is None or exc.maybe_done):
                 for _, answer in asked:
                     if not answer.done():
                         answer.set_exception(exc)
-            else:  # the server has refused one of them, maybe: each is told what its own read fails with
+            else:  # the database has refused one of them, maybe: each is told what its own read fails with
                 _answer(asked, [None] * len(asked))
         except BaseException:  # the event loop ends, or nobody waits any more
             for _, answer in asked:
@@ -99,12 +95,9 @@ class LatestReads:
             _answer(asked, answers)
 
 
-def _answer(asked: Sequence[tuple[Place, _Answer]], answers: Sequence[Sequence[DictRow] | None]) -> None:
+def _answer(
+    asked: Sequence[tuple[Place, asyncio.Future[Sequence[Row] | None]]], answers: Sequence[Sequence[Row] | None]
+) -> None:
     for (_, future), answer in zip(asked, answers, strict=True):
         if not future.done():  # its caller may have been cancelled
             future.set_result(answer)
-
-
-def _is_old(row: DictRow) -> bool:
-    """Whether part of it is in its parent's writes."""
-    return bool(row["checkpoint"]["v"] < 4 and row["parent_checkpoint_id"])
