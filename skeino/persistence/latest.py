@@ -15,16 +15,14 @@ from typing import Any, Final, Generic, TypeVar
 
 from skeino.errors import StoreUnavailableError
 
+Place = TypeVar("Place")
 Row = TypeVar("Row")
-
-Place = tuple[str, str]
-"""A thread's id, and a checkpoint namespace in it."""
 
 MOST: Final = 16
 """Read together: their rows are in memory together, and the last is read when the others are."""
 
 
-class LatestReads(Generic[Row]):
+class LatestReads(Generic[Place, Row]):
     """Reads of one database, by one event loop.
 
     Args:

@@ -7,18 +7,13 @@ from typing import Any, cast
 import psycopg
 import pytest
 from langgraph.checkpoint.base import CheckpointTuple
-from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
 
 from skeino import SkeinoSettings
-from skeino.errors import StoreUnavailableError
 from skeino.persistence import open_checkpointer
 from skeino.persistence.postgres import StampedPostgresSaver, reading
 from tests.contract.backends import empty
-from tests.savers.graphs import config_of, plain
+from tests.savers.graphs import config_of
 from tests.savers.test_postgres_batches import put, put_writes
-from tests.savers.test_reading import fill
-
-THREADS = ("plain", "never", "nested", "old", "asking", "pausing within", "old too", "deltas", "fanned out")
 
 
 @pytest.fixture
@@ -47,19 +42,6 @@ async def short_ones(saver: StampedPostgresSaver, number: int) -> list[str]:
     return [f"b{index}" for index in range(number)]
 
 
-async def test_at_once_they_are_what_each_is_by_itself(saver: StampedPostgresSaver) -> None:
-    await fill(saver)
-    inner = [
-        one.config["configurable"]["checkpoint_ns"]
-        async for one in saver.alist(config_of("nested"))
-        if one.config["configurable"]["checkpoint_ns"]
-    ]
-    configs = [*map(config_of, THREADS), config_of("nested", checkpoint_ns=inner[0]), config_of("plain")]
-    one_by_one = [await saver.aget_tuple(config) for config in configs]
-    assert await asyncio.gather(*map(saver.aget_tuple, configs)) == one_by_one
-    assert [found is None for found in one_by_one] == [thread_id == "never" for thread_id in (*THREADS, "", "")]
-
-
 async def test_many_at_once_are_few_statements(saver: StampedPostgresSaver, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = await short_ones(saver, 40)
     sizes: list[int] = []
@@ -81,23 +63,6 @@ async def test_many_at_once_are_few_statements(saver: StampedPostgresSaver, monk
     assert [one and one.pending_writes for one in found] == [[("task", "messages", [n])] for n in range(40)]
     await latest(saver, "t1")
     assert (sorted(sizes[:3]), sizes[3:]) == ([8, 16, 16], [1])
-
-
-async def test_two_who_read_the_same_share_nothing(saver: StampedPostgresSaver) -> None:
-    await short_ones(saver, 1)
-    one, other = await latest(saver, "t0", "t0")
-    assert one is not None
-    assert one == other
-    assert other is not None
-    cast("Any", one.metadata)["mine"] = True
-    one.checkpoint["channel_values"].clear()
-    one.checkpoint["channel_versions"].clear()
-    assert one.pending_writes is not None
-    one.pending_writes.clear()
-    assert "mine" not in other.metadata
-    assert other.checkpoint["channel_values"]
-    assert other.checkpoint["channel_versions"]
-    assert other.pending_writes
 
 
 @pytest.fixture
@@ -182,43 +147,3 @@ async def test_a_connection_that_is_lost_meanwhile_is_not_noticed(
     monkeypatch.setattr(reading, "latest_of_each", losing)
     assert [one and one.checkpoint["id"] for one in await latest(saver, "t0", "t1", "t2")] == ids
     assert lost
-
-
-async def test_clones_with_another_serializer_share_a_read(saver: StampedPostgresSaver) -> None:
-    """As `with_allowlist()` makes them."""
-    await short_ones(saver, 4)
-    clone = object.__new__(type(saver))
-    clone.__dict__.update(saver.__dict__)
-    clone.serde = Marked()
-    found = await asyncio.gather(
-        *(one.aget_tuple(config_of(f"t{number}")) for number, one in enumerate([saver, clone] * 2))
-    )
-    values = [one and one.checkpoint["channel_values"]["messages"] for one in found]
-    assert values == [[0, "b"], ["marked", [1, "b"]], [2, "b"], ["marked", [3, "b"]]]
-
-
-class Marked(JsonPlusSerializer):
-    """Tells what it has read."""
-
-    def loads_typed(self, data: tuple[str, bytes]) -> Any:
-        return ["marked", super().loads_typed(data)]
-
-
-async def test_where_there_is_no_database_all_are_told(settings: SkeinoSettings) -> None:
-    async with open_checkpointer(settings) as closed:
-        pass
-    found = await asyncio.gather(
-        *(closed.aget_tuple(config_of(f"t{index}")) for index in range(3)), return_exceptions=True
-    )
-    assert [type(one) for one in found] == [StoreUnavailableError] * 3
-
-
-async def test_graphs_that_begin_together_go_on_from_their_own_states(saver: StampedPostgresSaver) -> None:
-    graph = plain(saver)
-    for turn in range(3):
-        await asyncio.gather(
-            *(graph.ainvoke({"messages": [f"{turn} of {n}"]}, config_of(f"thread {n}")) for n in range(50))
-        )
-    for number in range(50):
-        messages = (await graph.aget_state(config_of(f"thread {number}"))).values["messages"]
-        assert messages[::2] == [f"{turn} of {number}" for turn in range(3)]

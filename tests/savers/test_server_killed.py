@@ -13,6 +13,8 @@ from tests.contract.backends import MONGODB, POSTGRES, REDIS
 from tests.savers.graphs import Saver, State, config_of, said
 
 CHATS = 8
+OUTAGE = 3.0
+"""Seconds: longer than anybody tries again."""
 
 
 async def think(state: State) -> State:
@@ -93,7 +95,7 @@ async def test_a_killed_server_loses_nothing_acknowledged_and_the_process_recove
         await asyncio.gather(*(chat.says(3) for chat in chats))
         for _ in range(2):
             await asyncio.to_thread(server.kill)
-            await asyncio.sleep(1)
+            await asyncio.sleep(OUTAGE)
             await asyncio.to_thread(server.start)
             await asyncio.gather(*(chat.says(3) for chat in chats))
     finally:

@@ -30,11 +30,7 @@ _MOST_AHEAD: Final = 100  # checkpoints
 
 def one(saver: MongoDBSaver, config: RunnableConfig) -> CheckpointTuple | None:
     """The checkpoint that the config names, or the latest."""
-    configurable = config["configurable"]
-    query = {
-        "thread_id": _validate_identifier(configurable["thread_id"], "thread_id"),
-        "checkpoint_ns": _validate_identifier(configurable.get("checkpoint_ns", ""), "checkpoint_ns"),
-    }
+    query = _in_namespace(*place_of(config))
     if checkpoint_id := _validate_identifier(get_checkpoint_id(config), "checkpoint_id", optional=True):
         query["checkpoint_id"] = checkpoint_id
     try:
@@ -43,6 +39,31 @@ def one(saver: MongoDBSaver, config: RunnableConfig) -> CheckpointTuple | None:
         found = _read(saver, query, _NEWEST_FIRST, 1)
         return found[0] if found else None
     return _loaded(saver, document, document["writes"]) if document else None
+
+
+def place_of(config: RunnableConfig) -> tuple[str, str]:
+    """The thread's id, and the checkpoint namespace in it."""
+    configurable = config["configurable"]
+    return configurable["thread_id"], configurable.get("checkpoint_ns", "")
+
+
+def latest_of_each(asked: Sequence[tuple[MongoDBSaver, tuple[str, str]]]) -> list[list[CheckpointTuple]]:
+    """For each thread and namespace its latest checkpoint, if there is one, as its saver loads it; in one operation.
+
+    Raises:
+        pymongo.errors.OperationFailure: the server cannot do so.
+    """
+    saver = asked[0][0]
+    first, *others = [
+        _with_writes(saver, _in_namespace(*place)) for place in dict.fromkeys(place for _, place in asked)
+    ]
+    collection = saver.checkpoint_collection
+    pipeline = [*first, *({"$unionWith": {"coll": collection.name, "pipeline": other}} for other in others)]
+    found = {
+        (document["thread_id"], document["checkpoint_ns"]): document
+        for document in collection.aggregate(pipeline).to_list()
+    }
+    return [[_loaded(saver, found[place], found[place]["writes"])] if place in found else [] for saver, place in asked]
 
 
 def page(
@@ -96,16 +117,19 @@ class Ancestors:
         if checkpoint_id is None:
             return one(self._saver, config)
         if checkpoint_id not in self._read:
-            configurable = config["configurable"]
-            query = {
-                "thread_id": _validate_identifier(configurable["thread_id"], "thread_id"),
-                "checkpoint_ns": _validate_identifier(configurable.get("checkpoint_ns", ""), "checkpoint_ns"),
-                "checkpoint_id": {"$lte": _validate_identifier(checkpoint_id, "checkpoint_id")},
-            }
+            query = _in_namespace(*place_of(config))
+            query["checkpoint_id"] = {"$lte": _validate_identifier(checkpoint_id, "checkpoint_id")}
             found = _read(self._saver, query, _NEWEST_FIRST, self._ahead)
             self._read = {one.config["configurable"]["checkpoint_id"]: one for one in found}
             self._ahead = min(10 * self._ahead, _MOST_AHEAD)
         return self._read.get(checkpoint_id)
+
+
+def _in_namespace(thread_id: str, namespace: str) -> Document:
+    return {
+        "thread_id": _validate_identifier(thread_id, "thread_id"),
+        "checkpoint_ns": _validate_identifier(namespace, "checkpoint_ns"),
+    }
 
 
 def _read(saver: MongoDBSaver, query: Document, order: list[tuple[str, int]], size: int) -> list[CheckpointTuple]:

@@ -6,15 +6,16 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from langgraph.checkpoint.base import BaseCheckpointSaver
+from langgraph.checkpoint.base import BaseCheckpointSaver, get_checkpoint_id
 from langgraph.checkpoint.mongodb import MongoDBSaver
 from pymongo import ASCENDING, UpdateOne
 from pymongo.collection import Collection
 
 from skeino.persistence.inventory import StoredWrite
+from skeino.persistence.latest import LatestReads
 from skeino.persistence.mongodb import history
 from skeino.persistence.mongodb.checkpoint_writes import CHECKPOINTS, PENDING, CheckpointWrites, RefusedError
-from skeino.persistence.mongodb.checkpoints import Ancestors, one, page
+from skeino.persistence.mongodb.checkpoints import Ancestors, latest_of_each, one, page, place_of
 from skeino.persistence.mongodb.connections import MongoDatabase
 from skeino.persistence.paging import Place, paged, paged_blocking
 from skeino.persistence.stamping import RunStampMixin, fence_of
@@ -48,12 +49,23 @@ class MongoDatabaseSaver(MongoDBSaver):
         self.db = database.checkpoints
         self.checkpoint_collection = self.db[self.checkpoint_collection.name]
         self.writes_collection = self.db[self.writes_collection.name]
+        self._latest: LatestReads[tuple[MongoDBSaver, tuple[str, str]], CheckpointTuple] = LatestReads(
+            lambda asked: self._in_thread(lambda: latest_of_each(asked))
+        )
         self._writes = CheckpointWrites(database, self.checkpoint_collection, self.writes_collection)
 
     # ── Asynchronous: the blocking methods of this class, not those that a subclass may add a stamp to ───
 
     async def aget_tuple(self, config: RunnableConfig) -> CheckpointTuple | None:
-        return await self.database.in_thread(lambda: MongoDatabaseSaver.get_tuple(self, config))
+        async def alone() -> Sequence[CheckpointTuple]:
+            found = await self.database.in_thread(lambda: MongoDatabaseSaver.get_tuple(self, config))
+            return [] if found is None else [found]
+
+        if get_checkpoint_id(config):
+            rows = await alone()
+        else:
+            rows = await self._latest.rows((self, place_of(config)), alone)
+        return rows[0] if rows else None
 
     async def alist(
         self,

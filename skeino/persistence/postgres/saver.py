@@ -53,7 +53,7 @@ class PostgresDatabaseSaver(AsyncPostgresSaver):
         super().__init__(cast("Any", database.pool))
         self.database = database
         self.supports_pipeline = self.supports_pipeline and database.pipeline
-        self._latest: LatestReads[DictRow] = LatestReads(self._latest_of_each)
+        self._latest: LatestReads[tuple[str, str], DictRow] = LatestReads(self._latest_of_each)
 
     @asynccontextmanager
     async def _cursor(self, *, pipeline: bool = False) -> AsyncIterator[AsyncCursor[DictRow]]:
