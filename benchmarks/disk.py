@@ -27,8 +27,6 @@ MORE = (0, 500, 2000)
 """Microseconds that a synchronisation takes longer."""
 
 AT_ONCE = 32
-BESIDE = {"sqlite": "one connection", "postgres": "a pool", "mongodb": "a pool"}
-"""The better of the ways by hand."""
 
 
 def can_be_made() -> bool:
@@ -59,7 +57,7 @@ def table(schemes: dict[str, Any]) -> str:
     headings = [f"{'this disk' if more == '0' else f'{int(more) / 1000:g} ms longer'} | skeino does" for more in disks]
     lines = [f"| 32 at once | way | {' | '.join(headings)} |", "|---|---|" + "---|---|" * len(disks)]
     for scheme, result in schemes.items():
-        names = {"runs": runs.WAYS[scheme, BESIDE[scheme]], "ainvoke": savers.STOCK[scheme]}
+        names = {"runs": runs.WAYS[scheme, runs.BEST[scheme]], "ainvoke": savers.STOCK[scheme]}
         for what, other in names.items():
             for way, name in (("skeino", "skeino"), ("other", other)):
                 cells = [
@@ -102,7 +100,7 @@ async def _figures(place: Place, effort: Effort) -> dict[str, Any]:
     """Of this process's disk."""
     figures: dict[str, Any] = {}
     async with runs.skeinos(place) as ours, runs.PLAIN[place.scheme](place) as plain:
-        figures["runs"] = await _measured({"skeino": ours, "other": plain[BESIDE[place.scheme]]}, effort)
+        figures["runs"] = await _measured({"skeino": ours, "other": plain[runs.BEST[place.scheme]]}, effort)
     async with savers.both(place) as (ours, stock):
         of_graphs = {"skeino": savers.ainvoke(ours.checkpointer, savers.in_runs(ours)), "other": savers.ainvoke(stock)}
         figures["ainvoke"] = await _measured(of_graphs, effort)

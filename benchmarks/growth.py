@@ -27,8 +27,7 @@ async def measure(place: Place, effort: Effort, progress: Callable[[float], obje
         progress(1 / turns)
 
     async with runs.skeinos(place) as ours, runs.PLAIN[place.scheme](place) as plain:
-        _, by_hand, *_ = plain.values()  # the better of the ways by hand
-        variants = {"skeino": ours, "by hand": by_hand}
+        variants = {"skeino": ours, "by hand": plain[runs.BEST[place.scheme]]}
         of_runs = await measured(variants, at_once=at_once, effort=effort, after_turn=after_turn)
     async with savers.savers(place) as found:
         sizes = {
@@ -58,7 +57,7 @@ def table(schemes: dict[str, Any]) -> str:
     ]
     for scheme, result in schemes.items():
         ours, theirs = result["runs"]["skeino"], result["runs"]["by hand"]
-        name = next(text for (of, _), text in runs.WAYS.items() if of == scheme)
+        name = runs.WAYS[scheme, runs.BEST[scheme]]
         lines += [
             f"| `{scheme}` | skeino | {' | '.join(rate(ours[number]) for number in numbers)} |",
             f"| `{scheme}` | {name} | {' | '.join(rate(theirs[number]) for number in numbers)} |",

@@ -40,7 +40,7 @@ async def variants(place: Place) -> AsyncIterator[dict[str, Variant]]:
 
         with MongoClient[Document](await place.with_tables()) as blocking:
             yield {
-                "a connection for each operation": _plain(new),
+                "a connection for each": _plain(new),
                 "a pool": _plain(the_only),
                 "the limit": batching(lambda numbers: _write(blocking, numbers)),
             }

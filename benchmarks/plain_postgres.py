@@ -1,4 +1,7 @@
-"""Runs in PostgreSQL, tracked by hand: a connection for each operation, a pool, and what `pgbench` reaches."""
+"""Runs in PostgreSQL, tracked by hand: a connection for each transaction, a pool, and what `pgbench` reaches.
+
+By hand a run is two transactions, its start and its finish; or five, where each change is an operation of its own.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ INSERT_THREAD = """
 """
 INSERT_RUN = """
     INSERT INTO app_runs (run_id, thread_id, worker_id, status, metadata, kwargs, created_at, started_at)
-    VALUES (%(run_id)s, %(thread_id)s, %(worker_id)s, 'running', '{}', %(kwargs)s, %(now)s, %(now)s)
+    VALUES (%(run_id)s, %(thread_id)s, %(worker_id)s, %(status)s, '{}', %(kwargs)s, %(now)s, %(now)s)
+"""
+SET_RUNNING = """
+    UPDATE app_runs SET status = 'running', started_at = %(now)s WHERE run_id = %(run_id)s AND status = 'pending'
 """
 UPDATE_RUN = """
     UPDATE app_runs SET status = 'success', finished_at = %(now)s, http_status = 200, checkpoint_count = 5
@@ -61,7 +67,8 @@ async def variants(place: Place) -> AsyncIterator[dict[str, Variant]]:
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(pool_of(await place.with_tables()))
         found: dict[str, Variant] = {
-            "a connection for each operation": stepping(steps(new)),
+            "five operations": stepping(five_operations(connecting(await place.with_tables()))),
+            "a connection for each": stepping(steps(new)),
             "a pool": stepping(steps(pool.connection)),
         }
         if place.pgbench is not None:
@@ -90,7 +97,7 @@ def steps(connections: Connections) -> dict[str, Callable[[int], Awaitable[None]
     """The start and the finish of a run, given its number."""
 
     async def start(number: int) -> None:
-        values = rows.beginning(number)
+        values = {**rows.beginning(number), "status": "running"}
         async with connections() as connection:
             await connection.execute(INSERT_THREAD, values)
             await connection.execute(INSERT_RUN, values)
@@ -100,6 +107,24 @@ def steps(connections: Connections) -> dict[str, Callable[[int], Awaitable[None]
         async with connections() as connection:
             await connection.execute(UPDATE_RUN, values)
             await connection.execute(UPDATE_THREAD, values)
+
+    return {"start": start, "finish": finish}
+
+
+def five_operations(connections: Connections) -> dict[str, Callable[[int], Awaitable[None]]]:
+    """The same, with a connection and a commit for each change: as a store does that has a method for each."""
+
+    async def start(number: int) -> None:
+        values = {**rows.beginning(number), "status": "pending"}
+        for statement in (INSERT_THREAD, INSERT_RUN, SET_RUNNING):
+            async with connections() as connection:
+                await connection.execute(statement, values)
+
+    async def finish(number: int) -> None:
+        values = rows.end(number)
+        for statement in (UPDATE_RUN, UPDATE_THREAD):
+            async with connections() as connection:
+                await connection.execute(statement, values)
 
     return {"start": start, "finish": finish}
 

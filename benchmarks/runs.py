@@ -27,10 +27,17 @@ LIMITS = {
     "mongodb": "the limit: `bulk_write` of so many, no transaction",
 }
 WAYS = {
+    ("sqlite", "five operations"): "five operations, on one `aiosqlite` connection",
+    ("postgres", "five operations"): "five operations, a connection for each",
+    ("sqlite", "a connection for each"): "start and finish, a connection for each",
+    ("postgres", "a connection for each"): "start and finish, a connection for each",
+    ("mongodb", "a connection for each"): "start and finish, a connection for each",
     ("sqlite", "one connection"): "one `aiosqlite` connection and a lock",
     ("postgres", "a pool"): "`psycopg_pool`, ten connections",
     ("mongodb", "a pool"): "one `AsyncMongoClient`, transactions",
 }
+BEST = {"sqlite": "one connection", "postgres": "a pool", "mongodb": "a pool"}
+"""Of the ways by hand."""
 
 
 @asynccontextmanager

@@ -27,14 +27,16 @@ ENDPOINTS = {
         "untracked": "no middleware",
         "skeino in memory": "`RunMiddleware`, scheme `memory`",
         "skeino on SQLite": "`RunMiddleware`, scheme `sqlite`",
-        "by hand": "by hand in PostgreSQL, a connection for each operation",
+        "by hand": "by hand in PostgreSQL, start and finish, a connection for each",
+        "five operations": "by hand, five operations, a connection for each",
     },
     "graph": {
         "skeino on PostgreSQL": "`RunMiddleware` and its saver, scheme `postgres`",
         "untracked": "no middleware, `InMemorySaver`",
         "skeino in memory": "`RunMiddleware` and its saver, scheme `memory`",
         "skeino on SQLite": "`RunMiddleware` and its saver, scheme `sqlite`",
-        "by hand": "runs by hand as above, `AsyncPostgresSaver` on a pool of ten",
+        "by hand": "start and finish by hand, `AsyncPostgresSaver` on a pool of ten",
+        "five operations": "five operations by hand, `AsyncPostgresSaver` on a pool of ten",
     },
 }
 """Each endpoint, and how a way does it."""
@@ -50,7 +52,7 @@ async def ways(place: Place, folder: Path) -> dict[str, Way]:
         "untracked": Way("untracked"),
         "skeino in memory": Way("skeino", SkeinoSettings(checkpointer_scheme="memory")),
         "skeino on SQLite": Way("skeino", sqlite),
-        "by hand": Way("by hand", place.settings(await place.with_tables())),
+        **{way: Way(way, place.settings(await place.with_tables())) for way in ("by hand", "five operations")},
     }
 
 

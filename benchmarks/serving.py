@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import Any
 
 import uvicorn
@@ -134,13 +135,15 @@ def skeino() -> ASGIApp:
     return endpoints.application(lifespan, Middleware(RunMiddleware, tracker=tracker, exclude=[f"{CLOCK}*"]))
 
 
-def by_hand() -> ASGIApp:
-    """In PostgreSQL, with a connection for each operation on a run, and LangGraph's own saver on a pool."""
+def by_hand(*, five: bool = False) -> ASGIApp:
+    """In PostgreSQL, with a connection for a run's start and one for its finish, or for each of five operations; and
+    LangGraph's own saver on a pool.
+    """
     from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
     from psycopg.rows import dict_row
 
     from benchmarks.graphs import three_nodes
-    from benchmarks.plain_postgres import connecting, pool_of, steps
+    from benchmarks.plain_postgres import connecting, five_operations, pool_of, steps
     from skeino import SkeinoSettings
 
     endpoints = Endpoints()
@@ -178,7 +181,8 @@ def by_hand() -> ASGIApp:
             while self.unfinished:
                 await asyncio.sleep(0.001)
 
-    return endpoints.application(opened, Middleware(Tracking, **steps(connecting(dsn))))
+    tracking = (five_operations if five else steps)(connecting(dsn))
+    return endpoints.application(opened, Middleware(Tracking, **tracking))
 
 
 WAYS: dict[str, Callable[[], ASGIApp]] = {
@@ -186,6 +190,7 @@ WAYS: dict[str, Callable[[], ASGIApp]] = {
     "untracked": untracked,
     "skeino": skeino,
     "by hand": by_hand,
+    "five operations": partial(by_hand, five=True),
 }
 
 
