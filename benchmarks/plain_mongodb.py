@@ -1,4 +1,4 @@
-"""Runs in MongoDB, tracked by hand: a client for each operation, one for all, and what `bulk_write` reaches.
+"""Runs in MongoDB, tracked by hand: a client for each transaction, one for all, and what `bulk_write` reaches.
 
 A write is acknowledged by the majority and the journal, the default of a replica set, as with skeino.
 """

@@ -10,7 +10,7 @@ import itertools
 import json
 import re
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,9 @@ INSERT_THREAD = """
 """
 INSERT_RUN = """
     INSERT INTO app_runs (run_id, thread_id, worker_id, status, metadata, kwargs, created_at, started_at)
-    VALUES (%(run_id)s, %(thread_id)s, %(worker_id)s, %(status)s, '{}', %(kwargs)s, %(now)s, %(now)s)
+    VALUES (%(run_id)s, %(thread_id)s, %(worker_id)s, 'running', '{}', %(kwargs)s, %(now)s, %(now)s)
 """
+INSERT_PENDING_RUN = INSERT_RUN.replace("'running'", "'pending'")
 SET_RUNNING = """
     UPDATE app_runs SET status = 'running', started_at = %(now)s WHERE run_id = %(run_id)s AND status = 'pending'
 """
@@ -38,6 +39,19 @@ UPDATE_RUN = """
     WHERE run_id = %(run_id)s AND worker_id = %(worker_id)s AND status = 'running'
 """
 UPDATE_THREAD = "UPDATE app_threads SET status = 'idle', updated_at = %(now)s WHERE thread_id = %(thread_id)s"
+
+Transactions = Mapping[str, Sequence[Sequence[str]]]
+"""The statements of a run's start and of its finish, by transaction."""
+
+TWO_TRANSACTIONS: Transactions = {
+    "start": [[INSERT_THREAD, INSERT_RUN]],
+    "finish": [[UPDATE_RUN, UPDATE_THREAD]],
+}
+FIVE_OPERATIONS: Transactions = {
+    "start": [[INSERT_THREAD], [INSERT_PENDING_RUN], [SET_RUNNING]],
+    "finish": [[UPDATE_RUN], [UPDATE_THREAD]],
+}
+"""As a store has them that has a method for each change."""
 
 # The same four as two statements, each a transaction and a round trip.
 RUN_ID = "(lpad(to_hex(:turn::int), 8, '0') || lpad(to_hex(:client_id::int), 8, '0') || lpad(to_hex(:n::int), 16, '0'))"
@@ -59,6 +73,7 @@ UPDATE app_threads SET status = 'idle', updated_at = now() WHERE thread_id = 'th
 """
 
 Connections = Callable[[], AbstractAsyncContextManager[AsyncConnection[Any]]]
+Step = Callable[[int], Awaitable[None]]
 
 
 @asynccontextmanager
@@ -67,7 +82,7 @@ async def variants(place: Place) -> AsyncIterator[dict[str, Variant]]:
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(pool_of(await place.with_tables()))
         found: dict[str, Variant] = {
-            "five operations": stepping(five_operations(connecting(await place.with_tables()))),
+            "five operations": stepping(steps(connecting(await place.with_tables()), FIVE_OPERATIONS)),
             "a connection for each": stepping(steps(new)),
             "a pool": stepping(steps(pool.connection)),
         }
@@ -93,40 +108,23 @@ def connecting(dsn: str) -> Connections:
     return new
 
 
-def steps(connections: Connections) -> dict[str, Callable[[int], Awaitable[None]]]:
-    """The start and the finish of a run, given its number."""
+def steps(connections: Connections, transactions: Transactions = TWO_TRANSACTIONS) -> dict[str, Step]:
+    """The start and the finish of a run, given its number; each transaction has a connection."""
 
-    async def start(number: int) -> None:
-        values = {**rows.beginning(number), "status": "running"}
-        async with connections() as connection:
-            await connection.execute(INSERT_THREAD, values)
-            await connection.execute(INSERT_RUN, values)
+    def step(values_of: Callable[[int], dict[str, Any]], transactions: Sequence[Sequence[str]]) -> Step:
+        async def write(number: int) -> None:
+            values = values_of(number)
+            for statements in transactions:
+                async with connections() as connection:
+                    for statement in statements:
+                        await connection.execute(statement, values)
 
-    async def finish(number: int) -> None:
-        values = rows.end(number)
-        async with connections() as connection:
-            await connection.execute(UPDATE_RUN, values)
-            await connection.execute(UPDATE_THREAD, values)
+        return write
 
-    return {"start": start, "finish": finish}
-
-
-def five_operations(connections: Connections) -> dict[str, Callable[[int], Awaitable[None]]]:
-    """The same, with a connection and a commit for each change: as a store does that has a method for each."""
-
-    async def start(number: int) -> None:
-        values = {**rows.beginning(number), "status": "pending"}
-        for statement in (INSERT_THREAD, INSERT_RUN, SET_RUNNING):
-            async with connections() as connection:
-                await connection.execute(statement, values)
-
-    async def finish(number: int) -> None:
-        values = rows.end(number)
-        for statement in (UPDATE_RUN, UPDATE_THREAD):
-            async with connections() as connection:
-                await connection.execute(statement, values)
-
-    return {"start": start, "finish": finish}
+    return {
+        "start": step(rows.beginning, transactions["start"]),
+        "finish": step(rows.end, transactions["finish"]),
+    }
 
 
 def _pgbench(pgbench: Path, dsn: str, folder: Path) -> Variant:

@@ -1,4 +1,4 @@
-"""Runs in a SQLite file, tracked by hand: a connection for each operation, one for all, and what `sqlite3` can do.
+"""Runs in a SQLite file, tracked by hand: a connection for each transaction, one for all, and what `sqlite3` can do.
 
 By hand a run is two transactions, its start and its finish; or five, where each change is an operation of its own. The
 file has a write-ahead log and a commit waits for the disk (`synchronous=FULL`, the default), as with skeino.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from typing import Any
 
@@ -24,8 +24,9 @@ INSERT_THREAD = """
 """
 INSERT_RUN = """
     INSERT INTO app_runs (run_id, thread_id, worker_id, status, metadata, kwargs, created_at, started_at)
-    VALUES (:run_id, :thread_id, :worker_id, :status, '{}', :kwargs, :now, :now)
+    VALUES (:run_id, :thread_id, :worker_id, 'running', '{}', :kwargs, :now, :now)
 """
+INSERT_PENDING_RUN = INSERT_RUN.replace("'running'", "'pending'")
 SET_RUNNING = """
     UPDATE app_runs SET status = 'running', started_at = :now WHERE run_id = :run_id AND status = 'pending'
 """
@@ -35,10 +36,24 @@ UPDATE_RUN = """
 """
 UPDATE_THREAD = "UPDATE app_threads SET status = 'idle', updated_at = :now WHERE thread_id = :thread_id"
 
+Transactions = Mapping[str, Sequence[Sequence[str]]]
+"""The statements of a run's start and of its finish, by transaction."""
+
+TWO_TRANSACTIONS: Transactions = {
+    "start": [[INSERT_THREAD, INSERT_RUN]],
+    "finish": [[UPDATE_RUN, UPDATE_THREAD]],
+}
+FIVE_OPERATIONS: Transactions = {
+    "start": [[INSERT_THREAD], [INSERT_PENDING_RUN], [SET_RUNNING]],
+    "finish": [[UPDATE_RUN], [UPDATE_THREAD]],
+}
+"""As a store has them that has a method for each change."""
+
 PATIENCE = 60.0
 """Seconds for SQLite's lock; the default of 5 does not last for 32 that write at once."""
 
 Connections = Callable[[], AbstractAsyncContextManager[aiosqlite.Connection]]
+Step = Callable[[int], Awaitable[None]]
 
 
 @asynccontextmanager
@@ -53,7 +68,7 @@ async def variants(place: Place) -> AsyncIterator[dict[str, Variant]]:
     async with _the_only(await place.with_tables()) as one, _the_only(await place.with_tables()) as another:
         with closing(sqlite3.connect(await place.with_tables(), check_same_thread=False)) as blocking:
             yield {
-                "five operations": _five_operations(another),
+                "five operations": _plain(another, FIVE_OPERATIONS),
                 "a connection for each": _plain(new),
                 "one connection": _plain(one),
                 "the limit": batching(lambda numbers: _write(blocking, numbers)),
@@ -74,46 +89,28 @@ async def _the_only(path: str) -> AsyncIterator[Connections]:
         yield in_turns
 
 
-def _plain(connections: Connections) -> Variant:
-    async def start(number: int) -> None:
-        values = {**_as_text(rows.beginning(number)), "status": "running"}
-        async with connections() as connection:
-            await connection.execute(INSERT_THREAD, values)
-            await connection.execute(INSERT_RUN, values)
-            await connection.commit()
+def _plain(connections: Connections, transactions: Transactions = TWO_TRANSACTIONS) -> Variant:
+    def step(values_of: Callable[[int], dict[str, Any]], transactions: Sequence[Sequence[str]]) -> Step:
+        async def write(number: int) -> None:
+            values = _as_text(values_of(number))
+            for statements in transactions:
+                async with connections() as connection:
+                    for statement in statements:
+                        await connection.execute(statement, values)
+                    await connection.commit()
 
-    async def finish(number: int) -> None:
-        values = _as_text(rows.end(number))
-        async with connections() as connection:
-            await connection.execute(UPDATE_RUN, values)
-            await connection.execute(UPDATE_THREAD, values)
-            await connection.commit()
+        return write
 
-    return stepping({"start": start, "finish": finish})
-
-
-def _five_operations(connections: Connections) -> Variant:
-    """The same, with a commit for each change: as a store does that has a method for each."""
-
-    async def start(number: int) -> None:
-        values = {**_as_text(rows.beginning(number)), "status": "pending"}
-        for statement in (INSERT_THREAD, INSERT_RUN, SET_RUNNING):
-            async with connections() as connection:
-                await connection.execute(statement, values)
-                await connection.commit()
-
-    async def finish(number: int) -> None:
-        values = _as_text(rows.end(number))
-        for statement in (UPDATE_RUN, UPDATE_THREAD):
-            async with connections() as connection:
-                await connection.execute(statement, values)
-                await connection.commit()
-
-    return stepping({"start": start, "finish": finish})
+    return stepping(
+        {
+            "start": step(rows.beginning, transactions["start"]),
+            "finish": step(rows.end, transactions["finish"]),
+        }
+    )
 
 
 def _write(connection: sqlite3.Connection, numbers: Sequence[int]) -> None:
-    beginnings = [{**_as_text(rows.beginning(number)), "status": "running"} for number in numbers]
+    beginnings = [_as_text(rows.beginning(number)) for number in numbers]
     with connection:
         connection.executemany(INSERT_THREAD, beginnings)
         connection.executemany(INSERT_RUN, beginnings)

@@ -143,7 +143,7 @@ def by_hand(*, five: bool = False) -> ASGIApp:
     from psycopg.rows import dict_row
 
     from benchmarks.graphs import three_nodes
-    from benchmarks.plain_postgres import connecting, five_operations, pool_of, steps
+    from benchmarks.plain_postgres import FIVE_OPERATIONS, TWO_TRANSACTIONS, connecting, pool_of, steps
     from skeino import SkeinoSettings
 
     endpoints = Endpoints()
@@ -172,16 +172,18 @@ def by_hand(*, five: bool = False) -> ASGIApp:
                 return
             self.unfinished += 1
             number = int(dict(scope["headers"])[b"x-thread-id"].rpartition(b"-")[2])
-            await self.start(number)
-            await self.app(scope, receive, send)
-            await self.finish(number)
-            self.unfinished -= 1
+            try:
+                await self.start(number)
+                await self.app(scope, receive, send)
+                await self.finish(number)
+            finally:
+                self.unfinished -= 1
 
         async def settled(self) -> None:
             while self.unfinished:
                 await asyncio.sleep(0.001)
 
-    tracking = (five_operations if five else steps)(connecting(dsn))
+    tracking = steps(connecting(dsn), FIVE_OPERATIONS if five else TWO_TRANSACTIONS)
     return endpoints.application(opened, Middleware(Tracking, **tracking))
 
 

@@ -6,6 +6,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -59,11 +60,11 @@ async def test_many_are_read_in_parts_and_a_long_one_keeps_another_turns_reads_f
     go_on, batches = threading.Event(), []
     read = readers._read
 
-    def noting(works: list[Callable[[sqlite3.Connection], object]]) -> object:
-        batches.append(len(works))
-        return read(works)
+    def noting(asked: Any) -> Any:
+        batches.append(len(asked))
+        return read(asked)
 
-    readers._read = noting  # type: ignore[method-assign, assignment]
+    readers._read = noting  # type: ignore[method-assign]
     long = asyncio.create_task(readers.read(lambda _: go_on.wait(30)))
     await asyncio.sleep(0.05)
     assert await asyncio.gather(*(readers.read(number_of_rows) for _ in range(2 * MOST + 1))) == [0] * (2 * MOST + 1)
@@ -104,10 +105,29 @@ async def test_what_nobody_waits_for_is_not_begun(readers: Readers) -> None:
     assert done == [0, 2]
 
 
+async def test_what_nobody_waits_for_any_more_is_left_out_when_its_turn_comes(readers: Readers) -> None:
+    go_on, begun, done = threading.Event(), threading.Event(), list[str]()
+
+    def long(_: object) -> None:
+        begun.set()
+        assert go_on.wait(30)
+
+    works = (long, lambda _: done.append("cancelled"), lambda _: done.append("waited for"))
+    tasks = [asyncio.create_task(readers.read(work)) for work in works]
+    await asyncio.to_thread(begun.wait, 30)
+    tasks[1].cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    await asyncio.wait(tasks)
+    assert done == ["waited for"]
+
+
 async def test_closing_waits_for_what_was_asked_for(readers: Readers) -> None:
     go_on = threading.Event()
-    tasks = [asyncio.create_task(readers.read(lambda _: go_on.wait(30))) for _ in range(3)]
-    await asyncio.sleep(0)
+    tasks = []
+    for _ in range(AT_MOST + 1):  # the last for want of a thread
+        tasks.append(asyncio.create_task(readers.read(lambda _: go_on.wait(30))))
+        await asyncio.sleep(0.01)
     closing = asyncio.create_task(readers.close())
     await asyncio.sleep(0.05)
     with pytest.raises(sqlite3.ProgrammingError, match="closed"):

@@ -26,7 +26,7 @@ def _of_sqlite(settings: SkeinoSettings, patch: pytest.MonkeyPatch) -> Iterator[
     statements: list[str] = []
     read = Readers._read
 
-    def traced(self: Readers, works: Sequence[Any]) -> Any:
+    def traced(self: Readers, asked: Sequence[tuple[Any, Any]]) -> Any:
         def traced_work(work: Any, connection: sqlite3.Connection) -> Any:
             connection.set_trace_callback(statements.append)
             try:
@@ -34,7 +34,7 @@ def _of_sqlite(settings: SkeinoSettings, patch: pytest.MonkeyPatch) -> Iterator[
             finally:
                 connection.set_trace_callback(None)
 
-        return read(self, [partial(traced_work, work) for work in works])
+        return read(self, [(partial(traced_work, work), future) for work, future in asked])
 
     patch.setattr(Readers, "_read", traced)
     yield lambda: len(statements)

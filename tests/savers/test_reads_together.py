@@ -70,6 +70,9 @@ async def test_many_at_once_are_few_operations(saver: Saver, locking_settings: S
 
 async def test_two_who_read_the_same_share_nothing(saver: Saver) -> None:
     await short_ones(saver, 1)
+    (found,) = await latest(saver, "t0")
+    assert found is not None
+    await saver.aput_writes(found.config, [("messages", ["more"])], "task")
     one, other = await latest(saver, "t0", "t0")
     assert one is not None
     assert one == other
@@ -78,10 +81,13 @@ async def test_two_who_read_the_same_share_nothing(saver: Saver) -> None:
     one.checkpoint["channel_values"].clear()
     one.checkpoint["channel_versions"].clear()
     one.config["configurable"].clear()
+    assert one.pending_writes is not None
+    one.pending_writes.clear()
     assert "mine" not in other.metadata
     assert other.checkpoint["channel_values"]
     assert other.checkpoint["channel_versions"]
     assert other.config["configurable"]
+    assert other.pending_writes == [("task", "messages", ["more"])]
 
 
 class Marked(JsonPlusSerializer):
@@ -89,7 +95,7 @@ class Marked(JsonPlusSerializer):
 
     def loads_typed(self, data: tuple[str, bytes]) -> Any:
         if b"to t3" in data[1]:
-            raise ValueError("not this")
+            raise TimeoutError("not this")
         loaded = super().loads_typed(data)
         if isinstance(loaded, dict) and "channel_values" in loaded:
             loaded["channel_values"]["marked"] = True
@@ -106,7 +112,7 @@ async def test_clones_with_another_serializer_share_a_read_and_one_that_fails_fa
     found = await asyncio.gather(
         *(one.aget_tuple(config_of(f"t{number}")) for number, one in enumerate(asked)), return_exceptions=True
     )
-    assert isinstance(found[3], ValueError)
+    assert isinstance(found[3], TimeoutError | StoreUnavailableError)
     assert ["marked" in repr(one) for one in found] == [False, True, False, False, False]
     assert [messages(one)[0] for one in found[::2]] == ["to t0", "to t2", "to t4"]
 

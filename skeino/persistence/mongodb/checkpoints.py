@@ -47,8 +47,10 @@ def place_of(config: RunnableConfig) -> tuple[str, str]:
     return configurable["thread_id"], configurable.get("checkpoint_ns", "")
 
 
-def latest_of_each(asked: Sequence[tuple[MongoDBSaver, tuple[str, str]]]) -> list[list[CheckpointTuple]]:
+def latest_of_each(asked: Sequence[tuple[MongoDBSaver, tuple[str, str]]]) -> list[list[CheckpointTuple] | None]:
     """For each thread and namespace its latest checkpoint, if there is one, as its saver loads it; in one operation.
+
+    None, where it cannot be loaded: what is wrong with one is not the others' business.
 
     Raises:
         pymongo.errors.OperationFailure: the server cannot do so.
@@ -63,7 +65,14 @@ def latest_of_each(asked: Sequence[tuple[MongoDBSaver, tuple[str, str]]]) -> lis
         (document["thread_id"], document["checkpoint_ns"]): document
         for document in collection.aggregate(pipeline).to_list()
     }
-    return [[_loaded(saver, found[place], found[place]["writes"])] if place in found else [] for saver, place in asked]
+
+    def loaded(saver: MongoDBSaver, document: Document | None) -> list[CheckpointTuple] | None:
+        try:
+            return [_loaded(saver, document, document["writes"])] if document else []
+        except Exception:
+            return None
+
+    return [loaded(saver, found.get(place)) for saver, place in asked]
 
 
 def page(

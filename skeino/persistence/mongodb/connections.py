@@ -220,9 +220,16 @@ class MongoDatabase:
         A caller that is cancelled loses the answer, the work goes on.
         """
         self._refuse_if_closed()
+        task = asyncio.current_task()
+        cancelled = 0 if task is None else task.cancelling()
         with translated_errors(self.place):
             async with asyncio.timeout(self.operation_timeout):
-                return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+                try:
+                    return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+                except asyncio.CancelledError:
+                    if task is None or task.cancelling() == cancelled:  # by `close`, for want of a thread
+                        self._refuse_if_closed()
+                    raise
 
     def _refuse_if_closed(self) -> None:
         if self._closed:

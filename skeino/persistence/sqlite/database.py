@@ -85,7 +85,7 @@ class SqliteDatabase:
         return self._group.enqueue(_Write(work, time.monotonic() + self._busy_timeout))
 
     async def reading(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Run `work`, which only reads, on one snapshot of the file. Reads wait for no other operation.
+        """Run `work`, which only reads, on one snapshot of the file. Reads wait for no writer.
 
         Raises:
             StoreUnavailableError, StoreError: as `write`.
@@ -144,8 +144,10 @@ class SqliteDatabase:
             await self._thread.run(self._connection.close)
         finally:
             self._thread.end()
-            await self._readers.close()
-            await self.reader.close()
+            try:
+                await self._readers.close()
+            finally:
+                await self.reader.close()
 
 
 class _Write(NamedTuple):

@@ -2,7 +2,7 @@
 
 What is asked for in one turn of the event loop is read together, on one snapshot: a graph begins with a read, and many
 begin together, those whose runs were written in one batch say. To go to a thread and back takes longer than to read a
-checkpoint. So a read waits for those of its turn, and for no others.
+checkpoint. So a read waits for those of its turn and, while all threads are busy, for one of them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import contextvars
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -27,8 +27,7 @@ most of the work is Python's, which is done in one thread at a time."""
 MOST: Final = 16
 """Read together: the first has its answer when all have been read."""
 
-_Work = Callable[[sqlite3.Connection], Any]
-_Asked = list[tuple[_Work, asyncio.Future[Any]]]
+_Asked = list[tuple[Callable[[sqlite3.Connection], Any], asyncio.Future[Any]]]
 
 
 class Readers:
@@ -47,7 +46,7 @@ class Readers:
         self._at_rest = asyncio.Event()  # after that
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """What `work` results in. A caller that is cancelled loses the answer; if it has begun, the work goes on.
+        """What `work` results in. A caller that is cancelled loses the answer; the work goes on if it has begun.
 
         Raises:
             sqlite3.ProgrammingError: it is closed; or SQLite's own error.
@@ -90,7 +89,7 @@ class Readers:
     def _ask(self, thread: OneThread, asked: _Asked) -> None:
         have_read = partial(self._have_read, thread, asked)
         try:
-            thread.ask(partial(self._read, [work for work, _ in asked]), have_read)
+            thread.ask(partial(self._read, asked), have_read)
         except Exception as exc:  # it cannot be started
             asyncio.get_running_loop().call_soon(have_read, None, exc)
 
@@ -100,15 +99,18 @@ class Readers:
             answer(future, result, own)
         self._go_on()
 
-    def _read(self, works: Sequence[_Work]) -> list[tuple[Any, BaseException | None]]:
-        """For each what it results in, or what it raised."""
+    def _read(self, asked: _Asked) -> list[tuple[Any, BaseException | None]]:
+        """For each what it results in, or what it raised; nothing, if its caller has gone."""
         try:
             connection = self._idle.pop()  # the one that was used last: it has more of the file in its cache
         except IndexError:
             connection = self._connect()
         answers: list[tuple[Any, BaseException | None]] = []
         try:
-            for work in works:
+            for work, future in asked:
+                if future.done():
+                    answers.append((None, None))
+                    continue
                 try:
                     if not connection.in_transaction:
                         connection.execute("BEGIN")  # what belongs together is read together, whoever deletes meanwhile
