@@ -25,6 +25,7 @@ from tests.servers.postgres import PostgresServer
 
 INDEX = "checkpoints_thread_id_idx"
 BEFORE_THE_INDEX = next(number for number, one in enumerate(AsyncPostgresSaver.MIGRATIONS) if INDEX in one)
+HALF_MADE = f"SELECT count(*) FROM pg_index WHERE indexrelid = to_regclass('{INDEX}') AND NOT indisvalid"
 
 
 def settings_for(dsn: str) -> SkeinoSettings:
@@ -184,6 +185,23 @@ async def test_a_start_with_all_in_place_makes_nothing_and_takes_no_lock(postgre
         other.execute(sql.SQL("SELECT pg_advisory_xact_lock(x'736B65696E6F'::bigint)"))
         async with asyncio.timeout(5):
             await opened(postgres_dsn)
+
+
+async def test_an_index_that_another_process_is_making_is_waited_for(postgres_dsn: str) -> None:
+    langgraphs_first_migrations(postgres_dsn)
+    async with AsyncPostgresSaver.from_conn_string(postgres_dsn) as saver:
+        with a_writer_who_does_not_commit(postgres_dsn) as writer:
+            theirs = asyncio.create_task(saver.setup())
+            async with asyncio.timeout(10):
+                while not one(postgres_dsn, HALF_MADE):
+                    await asyncio.sleep(0.01)
+            ours = asyncio.create_task(opened(postgres_dsn))
+            await asyncio.sleep(2)  # PostgreSQL ends a deadlock after one
+            assert not theirs.done()
+            assert not ours.done()
+            writer.rollback()
+        await asyncio.gather(theirs, ours)
+    assert (await read_schema(settings_for(postgres_dsn))).lacking is None
 
 
 async def test_langgraphs_own_set_up_by_others_at_the_same_time_does_no_harm(postgres_server: PostgresServer) -> None:

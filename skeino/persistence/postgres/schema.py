@@ -202,7 +202,8 @@ async def _made(connection: Connection, guard: Connection) -> bool:
         if not ((await cursor.fetchone()) or {}).get("done"):
             return False
         await _be_missed(guard)
-        await _set_langgraph_up(connection)
+        if not await _set_langgraph_up(connection):
+            return False
         await guard.execute(VERSIONS)
         state = await read_state(guard)
         if state.is_complete():
@@ -237,18 +238,24 @@ async def _be_missed(guard: Connection) -> None:
 # ── LangGraph's part ─────────────────────────────────────────────────────────────────────────────────────
 
 
-async def _set_langgraph_up(connection: Connection) -> None:
-    """Its saver's `setup()`. An index whose making was interrupted is there and of no use: it would be left so."""
+async def _set_langgraph_up(connection: Connection) -> bool:
+    """Its saver's `setup()`; False if another process, which runs it without skeino's lock, is at an index just now.
+
+    An index whose making was interrupted is there and of no use: `setup()` would leave it so.
+    """
     absent = {*await _absent(connection, _TABLES)}
     if not absent and not await _unfinished(connection):
-        return
-    logger.info("PostgreSQL: making LangGraph's tables.")
+        return True
     invalid = await _invalid_indexes(connection)
+    if invalid and await _index_in_the_making(connection):
+        return False
+    logger.info("PostgreSQL: making LangGraph's tables.")
     for name in invalid:
         await connection.execute(sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(sql.Identifier(name)))
     await AsyncPostgresSaver(connection).setup()
     for name in await _absent(connection, invalid):  # LangGraph had recorded it as made
         await connection.execute(_concurrent_indexes()[name])
+    return not await _invalid_indexes(connection)
 
 
 async def _unfinished(connection: Connection) -> list[str]:
@@ -266,6 +273,20 @@ async def _invalid_indexes(connection: Connection) -> list[str]:
         ([*_concurrent_indexes()],),
     )
     return [row["name"] for row in await cursor.fetchall()]
+
+
+async def _index_in_the_making(connection: Connection) -> bool:
+    """Whether another session holds the lock of `CREATE INDEX CONCURRENTLY` on one of LangGraph's tables.
+
+    To drop what it makes would be a deadlock with it: it waits for every snapshot that is older than its own.
+    """
+    cursor = await connection.execute(
+        "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'relation' AND granted AND pid <> pg_backend_pid() "
+        "AND mode = 'ShareUpdateExclusiveLock' AND relation IN (SELECT to_regclass(name) FROM unnest(%s::text[]) "
+        "AS name) AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) AS found",
+        (list(_TABLES),),
+    )
+    return bool(((await cursor.fetchone()) or {}).get("found"))
 
 
 def _concurrent_indexes() -> dict[str, LiteralString]:
