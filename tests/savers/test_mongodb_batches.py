@@ -196,7 +196,7 @@ async def test_a_majority_that_is_late_is_asked_for_again(saver: Saver, mongodb_
     await put(saver, "warm", a_checkpoint())
     late = {"code": 64, "codeName": "WriteConcernFailed", "errmsg": "waiting for replication timed out"}
     for times, expected in ((1, set()), (11, {StoreError})):
-        with failing(mongodb_uri, ["update"], times=times, writeConcernError=late):
+        with failing(mongodb_uri, ["insert", "update"], times=times, writeConcernError=late):
             answers = await asyncio.gather(
                 *(put(saver, f"t{number}", a_checkpoint()) for number in range(10)), return_exceptions=True
             )
@@ -205,7 +205,7 @@ async def test_a_majority_that_is_late_is_asked_for_again(saver: Saver, mongodb_
 
 
 async def test_a_connection_that_breaks_breaks_the_batch(saver: Saver, mongodb_uri: str) -> None:
-    with failing(mongodb_uri, ["update"], times=2, closeConnection=True):  # the driver tries each twice
+    with failing(mongodb_uri, ["insert", "update"], times=2, closeConnection=True):  # the driver tries each twice
         answers = await asyncio.gather(
             *(put(saver, f"t{number}", a_checkpoint()) for number in range(10)), return_exceptions=True
         )

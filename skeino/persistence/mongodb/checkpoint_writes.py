@@ -1,9 +1,10 @@
 """`CheckpointWrites`: what the saver writes to its two collections, together where several come at once.
 
-The documents are made by the stock saver itself, which is handed collections that only keep what they are asked to do.
-What runs write that hold their threads is written in a transaction, in which the threads' documents are touched, too:
-so that whoever takes one of them meanwhile either makes it fail, or comes after it. What others write needs none: there
-checkpoints and pending writes are written beside each other, as the stock saver's threads do it.
+The documents are made by the stock saver itself, which is handed collections that only keep what they are asked to do:
+upserts, of what is hardly ever there already (`upserts`). What runs write that hold their threads is written in a
+transaction, in which the threads' documents are touched, too: so that whoever takes one of them meanwhile either makes
+it fail, or comes after it. What others write needs none: there checkpoints and pending writes are written beside each
+other, as the stock saver's threads do it.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from pymongo.collection import Collection
 from pymongo.errors import BulkWriteError, ConnectionFailure
 
 from skeino.persistence.group_commit import ThreadCommit
-from skeino.persistence.mongodb.connections import MongoDatabase, translated_errors
+from skeino.persistence.mongodb import upserts
+from skeino.persistence.mongodb.connections import MongoDatabase
 from skeino.persistence.mongodb.documents import Document
-from skeino.persistence.mongodb.schema import THREADS
+from skeino.persistence.mongodb.failures import translated_errors
+from skeino.persistence.mongodb.schema import LANGGRAPHS, THREADS
 from skeino.persistence.one_thread import OneThread
 
 Work = Callable[[MongoDBSaver], Any]
@@ -44,6 +47,7 @@ class CheckpointWrites:
     ) -> None:
         self._database = database
         self._collections = (checkpoints, pending_writes)
+        self._inserts = all(map(upserts.has_unique, self._collections, LANGGRAPHS.values()))
         self._threads = database.metadata_of(database.blocking_client)[THREADS]
         self._writers = {name: OneThread(f"skeino-mongodb-{name}") for name in (_FENCED, *_NAMES)}
         self._groups: dict[str, ThreadCommit[_Write]] = {
@@ -122,7 +126,7 @@ class CheckpointWrites:
         """Write all of them but those that are refused, whose positions it returns."""
         if any(one.held is not None for one in asked):
             if self._database.transactions:
-                return self._database.blocking_transact(lambda session: self._fenced(asked, session))
+                return self._fenced(asked)
             refused = self._refused(asked, None)
             asked = [one for one in asked if one.position not in refused]
         else:
@@ -130,25 +134,27 @@ class CheckpointWrites:
         for collection, name in zip(self._collections, _NAMES, strict=True):
             operations = [operation for one in asked for operation in one.of(name)]
             positions = [one.position for one in asked for _ in one.of(name)]
-            try:
-                if operations:
-                    # Operations on one document keep their order in an unordered bulk, too; none waits for another.
-                    collection.bulk_write(operations, ordered=False)
-            except BulkWriteError as exc:
-                details = exc.details or {}
-                whole = details.get("writeConcernErrors")
-                failed = positions if whole else [positions[error["index"]] for error in details["writeErrors"]]
-                raise _FailedError({*failed, *_later(asked, name)}) from exc
+            if failed := upserts.write(collection, operations, insert=self._inserts):
+                raise _FailedError({*(positions[index] for index in failed), *_later(asked, name)})
         return refused
 
-    def _fenced(self, asked: Sequence[_Asked], session: ClientSession | None) -> set[int]:
+    def _fenced(self, asked: Sequence[_Asked]) -> set[int]:
         """As `_together`, in a transaction: all of it, or nothing."""
-        refused = self._refused(asked, session)
-        for collection, name in zip(self._collections, _NAMES, strict=True):
-            operations = [operation for one in asked if one.position not in refused for operation in one.of(name)]
-            if operations:
-                collection.bulk_write(operations, ordered=False, session=session)
-        return refused
+
+        def written(session: ClientSession | None, insert: bool) -> set[int]:
+            refused = self._refused(asked, session)
+            for collection, name in zip(self._collections, _NAMES, strict=True):
+                operations = [operation for one in asked if one.position not in refused for operation in one.of(name)]
+                upserts.write_within(session, collection, operations, insert=insert)
+            return refused
+
+        if self._inserts:
+            try:
+                return self._database.blocking_transact(lambda session: written(session, insert=True))
+            except BulkWriteError as exc:
+                if not upserts.is_there(exc):
+                    raise
+        return self._database.blocking_transact(lambda session: written(session, insert=False))
 
     def _refused(self, asked: Sequence[_Asked], session: ClientSession | None) -> set[int]:
         """Those whose thread has another fence now. The documents of the others are touched."""

@@ -14,24 +14,14 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final, TypeVar
 
 from bson.codec_options import DEFAULT_CODEC_OPTIONS
-from bson.errors import BSONError
 from pymongo import AsyncMongoClient, MongoClient, ReadPreference
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.client_session import ClientSession
-from pymongo.errors import (
-    ConnectionFailure,
-    DocumentTooLarge,
-    InvalidOperation,
-    OperationFailure,
-    PyMongoError,
-    ServerSelectionTimeoutError,
-    WaitQueueTimeoutError,
-)
 from pymongo.synchronous.database import Database
 
-from skeino.errors import ConfigurationError, InvalidInputError, SchemaError, StoreError, StoreUnavailableError
+from skeino.errors import ConfigurationError, StoreError, StoreUnavailableError
 from skeino.persistence.cancellation import to_its_end
 from skeino.persistence.mongodb import schema
 from skeino.persistence.mongodb.clients import (
@@ -43,16 +33,11 @@ from skeino.persistence.mongodb.clients import (
     client_for_leases,
     clients_of,
 )
+from skeino.persistence.mongodb.failures import pool_exhausted, translated_errors, unreachable
 from skeino.persistence.registry import CheckpointerSpec
 from skeino.persistence.versions import SchemaState
 
 T = TypeVar("T")
-
-_AUTHENTICATION_FAILED: Final = (18, 8000)
-_UNAUTHORIZED: Final = 13
-_TRANSIENT: Final = (6, 7, 24, 46, 89, 91, 112, 134, 189, 251, 262, 9001, 10107, 11600, 11602, 13435, 13436)
-_DISK_FULL: Final = 14031
-_TOO_LARGE: Final = (10334, 17280, 17419, 17420)
 
 OLDEST: Final = "6.0"
 OLDEST_WIRE: Final = 17
@@ -142,7 +127,7 @@ class MongoDatabase:
             async with asyncio.timeout(self._pool_timeout):
                 await self._places.acquire()
         except TimeoutError:
-            raise _pool_exhausted(self.place) from None
+            raise pool_exhausted(self.place) from None
         try:
             with translated_errors(self.place):
                 async with asyncio.timeout(self.operation_timeout):
@@ -191,7 +176,7 @@ class MongoDatabase:
             if begun == times:
                 raise ContendedError
             begun += 1
-            with _unreachable(self.place):  # which PyMongo would try again for two minutes
+            with unreachable(self.place):  # which PyMongo would try again for two minutes
                 return await work(session)
 
         async with self.operation():
@@ -206,7 +191,7 @@ class MongoDatabase:
         """As `transact`, in a thread."""
 
         def attempt(session: ClientSession) -> T:
-            with _unreachable(self.place):
+            with unreachable(self.place):
                 return work(session)
 
         if not self.transactions:
@@ -301,65 +286,6 @@ async def opened(spec: CheckpointerSpec) -> AsyncIterator[tuple[MongoDatabase, D
         await database.close()
 
 
-@contextmanager
-def translated_errors(place: str) -> Iterator[None]:
-    """Turn PyMongo's errors into skeino's. The server's own text may repeat a document: it is not repeated."""
-    try:
-        with _unreachable(place):
-            yield
-    except WaitQueueTimeoutError as exc:
-        raise _pool_exhausted(place) from exc
-    except TimeoutError as exc:
-        raise StoreUnavailableError(f"MongoDB at {place} did not answer in time.", maybe_done=True) from exc
-    except InvalidOperation as exc:
-        if "after close" in str(exc):
-            raise StoreUnavailableError(f"The connection to MongoDB at {place} is closed.") from exc
-        raise StoreError(f"MongoDB at {place} refused the operation ({_code(exc)}).") from exc
-    except DocumentTooLarge:
-        raise StoreError(f"MongoDB at {place} stores no document of more than 16 MiB.") from None
-    except BSONError as exc:
-        raise InvalidInputError(f"MongoDB cannot store one of the values ({_code(exc)}).") from None
-    except PyMongoError as exc:
-        error = _translated(exc, place)
-        raise error from exc if isinstance(error, StoreUnavailableError) else None  # a refusal may repeat a document
-
-
-def _pool_exhausted(place: str) -> StoreUnavailableError:
-    return StoreUnavailableError(
-        f"The pool of MongoDB at {place} had no free connection in time: is pool_max_size too small?"
-    )
-
-
-@contextmanager
-def _unreachable(place: str) -> Iterator[None]:
-    try:
-        yield
-    except ServerSelectionTimeoutError as exc:
-        raise StoreUnavailableError(f"MongoDB at {place} cannot be reached: {_problem(exc)}.") from exc
-
-
-def _translated(exc: PyMongoError, place: str) -> StoreError:
-    if exc.timeout:
-        return StoreUnavailableError(f"MongoDB at {place} did not answer in time.", maybe_done=True)
-    if isinstance(exc, OperationFailure):
-        if exc.code in _AUTHENTICATION_FAILED:
-            return StoreUnavailableError(f"MongoDB at {place} refused the user or the password.")
-        if exc.code == _UNAUTHORIZED:
-            return SchemaError(
-                f"The user may not do this on MongoDB at {place} ({_code(exc)}): grant readWrite on the database."
-            )
-        if exc.code in _TOO_LARGE:
-            return StoreError(f"MongoDB at {place} stores no document of more than 16 MiB.")
-        if exc.code == _DISK_FULL:
-            return StoreUnavailableError(f"MongoDB at {place} has no space left ({_code(exc)}): try again.")
-        if exc.code in _TRANSIENT:
-            return StoreUnavailableError(f"MongoDB at {place} failed ({_code(exc)}): try again.", maybe_done=True)
-    transient = ("TransientTransactionError", "UnknownTransactionCommitResult", "RetryableWriteError")
-    if isinstance(exc, ConnectionFailure) or any(exc.has_error_label(label) for label in transient):
-        return StoreUnavailableError(f"MongoDB at {place} failed ({_code(exc)}): try again.", maybe_done=True)
-    return StoreError(f"MongoDB at {place} refused the operation ({_code(exc)}).")
-
-
 async def _connect(database: MongoDatabase) -> None:
     """Connect, and see what the deployment has."""
     try:
@@ -386,28 +312,3 @@ def _is_same(one: Document, other: Document) -> bool:
         return one.get("setName") == other.get("setName") and bool({*one["hosts"]} & {*other["hosts"]})
     processes = [answer.get("topologyVersion", {}).get("processId") for answer in (one, other)]
     return "isdbgrid" in (one.get("msg"), other.get("msg")) or None in processes or processes[0] == processes[1]
-
-
-def _code(exc: Exception) -> str:
-    code = getattr(exc, "code", None)
-    return type(exc).__name__ if code is None else f"{type(exc).__name__}, {code}"
-
-
-def _problem(exc: PyMongoError) -> str:
-    """Why there was no server, in words of our own."""
-    text = str(exc)
-    for sign, problem in (
-        ("Connect call failed", "the connection was refused (is the server running there?)"),  # asyncio's words
-        ("refused", "the connection was refused (is the server running there?)"),
-        ("uthentication failed", "it refused the user or the password"),
-        ("No replica set members match", "there is no primary now"),
-        ("Name or service not known", "the host's name is unknown"),
-        ("name resolution", "the host's name is unknown"),
-        ("DNS", "the host's name is unknown"),
-        ("SSL", "the two sides do not agree on TLS"),
-        ("not a member of replica set", "it is no member of the replica set that the URI names"),
-        ("timed out", "it did not answer in time"),
-    ):
-        if sign in text:
-            return problem
-    return f"no server was found in time ({_code(exc)})"

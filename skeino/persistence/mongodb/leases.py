@@ -25,8 +25,9 @@ from pymongo.synchronous.database import Database
 from skeino.persistence.claims import Queue
 from skeino.persistence.leases import END_UNKNOWN, KEPT, PATIENCE, WORKER_LOST
 from skeino.persistence.mongodb.clients import APP_NAME, LEASES_APP_NAME
-from skeino.persistence.mongodb.connections import MongoDatabase, translated_errors
+from skeino.persistence.mongodb.connections import MongoDatabase
 from skeino.persistence.mongodb.documents import Document, error_text
+from skeino.persistence.mongodb.failures import translated_errors
 from skeino.persistence.mongodb.schema import RUNS, THREADS, WORKERS
 from skeino.persistence.rows import RunError
 
