@@ -25,7 +25,7 @@ from tests.servers.postgres import PostgresServer
 
 INDEX = "checkpoints_thread_id_idx"
 BEFORE_THE_INDEX = next(number for number, one in enumerate(AsyncPostgresSaver.MIGRATIONS) if INDEX in one)
-HALF_MADE = f"SELECT count(*) FROM pg_index WHERE indexrelid = to_regclass('{INDEX}') AND NOT indisvalid"
+HALF_MADE = f"SELECT indexrelid FROM pg_index WHERE indexrelid = to_regclass('{INDEX}') AND NOT indisvalid"
 
 
 def settings_for(dsn: str) -> SkeinoSettings:
@@ -193,7 +193,7 @@ async def test_an_index_that_another_process_is_making_is_waited_for(postgres_ds
         with a_writer_who_does_not_commit(postgres_dsn) as writer:
             theirs = asyncio.create_task(saver.setup())
             async with asyncio.timeout(10):
-                while not one(postgres_dsn, HALF_MADE):
+                while not (index := one(postgres_dsn, HALF_MADE)):
                     await asyncio.sleep(0.01)
             ours = asyncio.create_task(opened(postgres_dsn))
             await asyncio.sleep(2)  # PostgreSQL ends a deadlock after one
@@ -201,6 +201,20 @@ async def test_an_index_that_another_process_is_making_is_waited_for(postgres_ds
             assert not ours.done()
             writer.rollback()
         await asyncio.gather(theirs, ours)
+    assert one(postgres_dsn, f"SELECT '{INDEX}'::regclass::oid") == index, "it was made twice"
+    assert (await read_schema(settings_for(postgres_dsn))).lacking is None
+
+
+async def test_a_vacuum_is_no_index_in_the_making(postgres_dsn: str) -> None:
+    await opened(postgres_dsn)
+    one(postgres_dsn, f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{INDEX}'::regclass")
+    with psycopg.connect(postgres_dsn) as vacuuming:
+        vacuuming.execute("LOCK TABLE checkpoints IN SHARE UPDATE EXCLUSIVE MODE")
+        ours = asyncio.create_task(opened(postgres_dsn))
+        async with asyncio.timeout(10):
+            while not one(postgres_dsn, "SELECT pid FROM pg_locks WHERE NOT granted"):
+                await asyncio.sleep(0.01)
+    await ours
     assert (await read_schema(settings_for(postgres_dsn))).lacking is None
 
 

@@ -246,14 +246,15 @@ async def _set_langgraph_up(connection: Connection) -> bool:
     absent = {*await _absent(connection, _TABLES)}
     if not absent and not await _unfinished(connection):
         return True
-    invalid = await _invalid_indexes(connection)
-    if invalid and await _index_in_the_making(connection):
+    invalid = {*await _invalid_indexes(connection)}
+    if await _index_in_the_making(connection):
         return False
+    invalid &= {*await _invalid_indexes(connection)}  # it may have been finished meanwhile
     logger.info("PostgreSQL: making LangGraph's tables.")
     for name in invalid:
         await connection.execute(sql.SQL("DROP INDEX CONCURRENTLY IF EXISTS {}").format(sql.Identifier(name)))
     await AsyncPostgresSaver(connection).setup()
-    for name in await _absent(connection, invalid):  # LangGraph had recorded it as made
+    for name in await _absent(connection, [*invalid]):  # LangGraph had recorded it as made
         await connection.execute(_concurrent_indexes()[name])
     return not await _invalid_indexes(connection)
 
@@ -276,14 +277,14 @@ async def _invalid_indexes(connection: Connection) -> list[str]:
 
 
 async def _index_in_the_making(connection: Connection) -> bool:
-    """Whether another session holds the lock of `CREATE INDEX CONCURRENTLY` on one of LangGraph's tables.
+    """Whether another session makes an index of one of LangGraph's tables; or of some table, if it is another role's.
 
     To drop what it makes would be a deadlock with it: it waits for every snapshot that is older than its own.
     """
     cursor = await connection.execute(
-        "SELECT EXISTS (SELECT FROM pg_locks WHERE locktype = 'relation' AND granted AND pid <> pg_backend_pid() "
-        "AND mode = 'ShareUpdateExclusiveLock' AND relation IN (SELECT to_regclass(name) FROM unnest(%s::text[]) "
-        "AS name) AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) AS found",
+        "SELECT EXISTS (SELECT FROM pg_stat_progress_create_index WHERE datname = current_database() "
+        "AND pid <> pg_backend_pid() AND (relid IS NULL OR relid IN "
+        "(SELECT to_regclass(name) FROM unnest(%s::text[]) AS name))) AS found",
         (list(_TABLES),),
     )
     return bool(((await cursor.fetchone()) or {}).get("found"))
