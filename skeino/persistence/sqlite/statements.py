@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from skeino.persistence.claims import Queue
 from skeino.persistence.queries import Query, checked_owner
@@ -258,9 +259,13 @@ def thread_of(row: Any) -> ThreadRow:
 
 
 def json_text(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return _encoded(value) if value else "{}"  # most have no metadata
 
 
+_encoded: Final = json.JSONEncoder(ensure_ascii=False).encode  # `json.dumps` makes an encoder each time
+
+
+@functools.lru_cache(maxsize=16)  # a run and its thread begin at one time, which each has twice
 def text_of(moment: datetime) -> str:
     """Of one width, so that text sorts as time does."""
     return moment.astimezone(UTC).isoformat(timespec="microseconds")
