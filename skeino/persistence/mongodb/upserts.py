@@ -42,7 +42,7 @@ def write(collection: Collection[Document], operations: Sequence[UpdateOne], *, 
     Returns:
         Those of which the server does not say that they are written, and durable, by their indexes.
     """
-    left = range(len(operations)) if operations else []
+    left: Sequence[int] = range(len(operations))
     documents = new_documents(operations) if insert else None
     if documents:
         try:
@@ -81,7 +81,8 @@ def write_within(
 
 def is_there(exc: BulkWriteError) -> bool:
     """Whether all that is wrong is a document that is there already."""
-    return all(error["code"] == _DUPLICATE_KEY for error in (exc.details or {}).get("writeErrors", [{"code": None}]))
+    errors = (exc.details or {}).get("writeErrors", [])
+    return bool(errors) and all(error["code"] == _DUPLICATE_KEY for error in errors)
 
 
 def new_documents(operations: Sequence[UpdateOne]) -> list[Document] | None:
