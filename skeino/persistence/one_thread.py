@@ -33,13 +33,16 @@ class OneThread:
         self._name = name
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._ended = False
 
     def ask(self, call: Callable[[], Any], done: Done) -> None:
         """Have it called; `done` is told on the event loop, without a task or a future in between.
 
         Raises:
-            RuntimeError: the thread cannot be started; it will not be called.
+            RuntimeError: the thread cannot be started, or has been told to end; it will not be called.
         """
+        if self._ended:
+            raise RuntimeError(f"the thread {self._name} has ended")
         loop = asyncio.get_running_loop()
         if self._thread is None:
             # A daemon: a process that ends without closing must not wait for it.
@@ -58,7 +61,8 @@ class OneThread:
         return future
 
     def end(self) -> None:
-        """Let the thread end when it has done what it was asked for; nothing more may be asked for."""
+        """Let the thread end when it has done what it was asked for; nothing more is taken."""
+        self._ended = True
         self._calls.put(None)
 
     def _live(self) -> None:

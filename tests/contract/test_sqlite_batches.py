@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -129,3 +130,34 @@ async def test_what_was_queued_when_it_closes_is_written(tmp_path: Path) -> None
     async with open_persistence(settings_for(tmp_path)) as persistence:
         found = await persistence.metadata_store.search_runs(limit=1000)
     assert {run["run_id"] for run in found} == set(ids)
+
+
+async def test_a_close_that_is_cancelled_closes_all_the_same(tmp_path: Path) -> None:
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def slow(connection: sqlite3.Connection) -> None:
+        connection.execute("CREATE TABLE made (i INTEGER)").close()
+        begun.set()
+        goes_on.wait(30)
+
+    opened = open_persistence(settings_for(tmp_path))
+    database = database_of((await opened.__aenter__()).metadata_store)
+    writing = asyncio.create_task(database.write(slow))
+    await asyncio.to_thread(begun.wait, 30)
+    queued = asyncio.create_task(database.write(lambda _: None))
+    closing = asyncio.create_task(opened.__aexit__(None, None, None))
+    await asyncio.sleep(0.05)
+    closing.cancel()
+    await asyncio.sleep(0.05)
+    goes_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(closing, 30)
+    await writing
+    with pytest.raises(RuntimeError, match="has ended"):
+        await queued
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        database._connection.execute("SELECT 1")
+    with pytest.raises(RuntimeError, match="has ended"):
+        await asyncio.wait_for(database.close(), 30)
+    async with open_persistence(settings_for(tmp_path)) as persistence:
+        assert await database_of(persistence.metadata_store).read("SELECT * FROM made") == []

@@ -138,16 +138,22 @@ class SqliteDatabase:
             self._waits = milliseconds
 
     async def close(self) -> None:
-        """Let the writer finish what was asked of it, then close all connections."""
-        await self._group.close()
+        """Let the writer finish what was asked of it, then close all connections.
+
+        If it is cancelled meanwhile, it closes them all the same, after what is being written.
+        """
         try:
-            await self._thread.run(self._connection.close)
+            await self._group.close()
         finally:
+            closed = self._thread.run(self._connection.close)
             self._thread.end()
             try:
-                await self._readers.close()
+                await closed
             finally:
-                await self.reader.close()
+                try:
+                    await self._readers.close()
+                finally:
+                    await self.reader.close()
 
 
 class _Write(NamedTuple):
