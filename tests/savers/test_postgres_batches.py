@@ -1,7 +1,9 @@
 """PostgreSQL: checkpoints and writes that are written together are stored as the stock saver stores them one by one."""
 
 import asyncio
+import enum
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, cast
 
@@ -58,7 +60,11 @@ def put(thread_id: str, checkpoint_id: str, values: dict[str, Any], **more: Any)
 
 def put_writes(thread_id: str, checkpoint_id: str, task_id: str, *writes: tuple[str, Any], path: str = "") -> Call:
     config = config_of(thread_id, checkpoint_ns="", checkpoint_id=checkpoint_id)
-    return lambda saver: saver.aput_writes(config, writes, task_id, path)
+    return lambda saver: saver.aput_writes(config, cast("Any", deque(writes)), task_id, path)  # as LangGraph has them
+
+
+class Status(enum.StrEnum):
+    BUSY = "büsy"
 
 
 CALLS: list[Call] = [
@@ -71,6 +77,8 @@ CALLS: list[Call] = [
     put("b", "3", {"kept": ["of the first"]}, version="9.0"),
     put("b", "4", {"kept": ["of the second"]}, version="9.0"),
     put("c", "1", {"bytes": b"\x00\xff", "tuple": (1, {2})}),
+    put("d", "1", {"n": 2**70, "whole": 1e22, "more": 1e16, "small": 5e-324, "minus": -0.0}, s=-(2**63), f=1e23),
+    put("d", "2", {"n": -(2**63), "enumeration": Status.BUSY, "half": 0.1}, u=2**63 - 1),
     put_writes("a", "1", "t1", ("messages", ["one"]), ("n", None), path="~p"),
     put_writes("a", "1", "t1", ("messages", ["two"]), ("n", 3), ("more", {})),  # what is there stays
     put_writes("a", "1", "t2", ("__interrupt__", ["one"])),
@@ -88,7 +96,7 @@ async def test_together_they_are_stored_as_the_stock_saver_stores_them_one_by_on
     async with AsyncPostgresSaver.from_conn_string(module_database) as theirs:
         returned = [await call(theirs) for call in CALLS]
     expected = raw_rows(module_database)
-    assert [len(rows) for rows in expected] == [8, 8, 8]
+    assert [len(rows) for rows in expected] == [10, 8, 8]
     empty(module_database)
     assert [await call(saver) for call in CALLS] == returned
     assert raw_rows(module_database) == expected

@@ -13,9 +13,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import psycopg
-from psycopg.adapt import Dumper, PyFormat
+from psycopg.adapt import Dumper
 from psycopg.pq import Format
 from psycopg.types.json import Jsonb
+
+from skeino.persistence.postgres.jsonb import json_of
 
 _HEAD: Final = struct.Struct("!iiIii").pack  # dimensions, whether there are NULLs, type; length, first index
 _EMPTY: Final = struct.Struct("!iiI").pack
@@ -76,10 +78,7 @@ def _time(moment: datetime) -> bytes:
 
 
 def _json(value: Jsonb) -> bytes:
-    if value.obj == {}:  # most have no metadata
-        return b"\x01{}"
-    dumper = psycopg.adapters.get_dumper(Jsonb, PyFormat.BINARY)(Jsonb)  # it may have been told to use another `dumps`
-    return bytes(dumper.dump(value) or b"")
+    return b"\x01" + json_of(value.obj)  # the version of its binary format
 
 
 _BIGINT: Final = struct.Struct("!q").pack

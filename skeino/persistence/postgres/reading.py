@@ -13,6 +13,7 @@ from langgraph.checkpoint.base import CheckpointTuple, get_checkpoint_id
 from langgraph.checkpoint.serde.types import TASKS
 
 from skeino.persistence.paging import Place
+from skeino.persistence.postgres.arrays import ARRAYS
 
 if TYPE_CHECKING:
     from langchain_core.runnables import RunnableConfig
@@ -54,7 +55,7 @@ _PAGE: Final = " ORDER BY checkpoint_id DESC, thread_id, checkpoint_ns LIMIT %s"
 
 _LATEST_OF_EACH: Final = f"""
 SELECT asked.position, latest.*
-FROM unnest(%s::text[], %s::text[]) WITH ORDINALITY AS asked (thread_id, checkpoint_ns, position)
+FROM unnest(%b::text[], %b::text[]) WITH ORDINALITY AS asked (thread_id, checkpoint_ns, position)
 CROSS JOIN LATERAL ({_SELECT}
     WHERE checkpoints.thread_id = asked.thread_id AND checkpoints.checkpoint_ns = asked.checkpoint_ns
     ORDER BY checkpoints.checkpoint_id DESC LIMIT 1
@@ -95,7 +96,8 @@ async def latest_of_each(
 
     None, where an old LangGraph has left a part of it in the writes of the step before.
     """
-    await cursor.execute(_LATEST_OF_EACH, [*map(list, zip(*places, strict=True))], binary=True, prepare=prepare or None)
+    arrays = [*map(ARRAYS["text"], zip(*places, strict=True))]
+    await cursor.execute(_LATEST_OF_EACH, arrays, binary=True, prepare=prepare or None)
     found: list[Sequence[DictRow] | None] = [()] * len(places)
     for row in await cursor.fetchall():
         found[row.pop("position") - 1] = None if _is_old(row) else [row]

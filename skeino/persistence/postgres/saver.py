@@ -5,18 +5,16 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
-import psycopg
 from langgraph.checkpoint.base import WRITES_IDX_MAP, get_checkpoint_id, get_serializable_checkpoint_metadata
 from langgraph.checkpoint.postgres.aio import AsyncPostgresSaver
 from langgraph.checkpoint.serde.types import _DeltaSnapshot
 from psycopg import AsyncCursor
-from psycopg.adapt import PyFormat
 from psycopg.rows import DictRow, dict_row
-from psycopg.types.json import Jsonb
 
 from skeino.errors import DeltaChannelError, StoreError, ThreadExistsError
 from skeino.persistence.inventory import StoredWrite
@@ -25,6 +23,7 @@ from skeino.persistence.paging import Place, paged
 from skeino.persistence.postgres import history, reading
 from skeino.persistence.postgres.checkpoints import CHECKPOINT, INSERTED, UPSERTED
 from skeino.persistence.postgres.connections import PostgresDatabase
+from skeino.persistence.postgres.jsonb import json_of
 from skeino.persistence.postgres.session import LOST_PLANS
 from skeino.persistence.pruning import checked_copy, checked_prune, checked_run_ids, target_exists
 from skeino.persistence.stamping import RunStampMixin, fence_of
@@ -38,7 +37,7 @@ T = TypeVar("T")
 _UNIQUE_VIOLATION: Final = "23505"
 _LARGE: Final = 64 * 1024  # bytes, which take a millisecond or so to deserialize
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
-_COLLECTIONS: Final = frozenset((list, tuple, set, frozenset))
+_COLLECTIONS: Final = frozenset((list, tuple, set, frozenset, deque))  # LangGraph has a task's writes in a deque
 _SMALL: Final = frozenset((int, float, bool, type(None)))
 
 
@@ -86,8 +85,8 @@ class PostgresDatabaseSaver(AsyncPostgresSaver):
             namespace,
             checkpoint["id"],
             configurable.get("checkpoint_id"),
-            _json({**checkpoint, "channel_values": inline}),
-            _json(get_serializable_checkpoint_metadata(config, metadata)),
+            json_of({**checkpoint, "channel_values": inline}).decode(),
+            json_of(get_serializable_checkpoint_metadata(config, metadata)).decode(),
         )
         run, fence = fence_of(config)
         refused = await self.database.writer.write(
@@ -317,12 +316,6 @@ def _is_inline(value: object) -> bool:
             return "\x00" not in value
         return "\x00" not in value and _SURROGATE.search(value) is None
     return value is None or isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
-
-
-def _json(value: Any) -> str:
-    """As psycopg writes it into a `jsonb`, whatever it has been told to do that with."""
-    dumper = psycopg.adapters.get_dumper(Jsonb, PyFormat.TEXT)(Jsonb)
-    return bytes(dumper.dump(Jsonb(value)) or b"").decode()
 
 
 async def _serialized(dump: Callable[..., T], *arguments: Any) -> T:

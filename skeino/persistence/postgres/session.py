@@ -12,14 +12,14 @@ import random
 import select
 import socket
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import psycopg
-from psycopg import AsyncConnection, errors
+from psycopg import AsyncConnection, AsyncCursor, errors
 from psycopg.pq import ConnStatus, TransactionStatus
-from psycopg.rows import DictRow
+from psycopg.rows import DictRow, dict_row
 
 from skeino.errors import StoreUnavailableError
 
@@ -108,8 +108,9 @@ class Session:
     async def _rows(self, connection: Connection, statement: str, values: Mapping[str, Any]) -> list[DictRow]:
         try:
             with hung_up_after(self._limit, connection):
-                cursor = await connection.execute(statement, values, prepare=self.is_own)  # type: ignore[call-overload,unused-ignore]
-                return await cursor.fetchall() if cursor.description else []
+                cursor = connection.cursor(row_factory=_rows_that_are_there)
+                await cursor.execute(statement, values, prepare=self.is_own)  # type: ignore[call-overload,unused-ignore]
+                return await cursor.fetchall() if _has_rows(cursor) else []
         except errors.ReadOnlySqlTransaction:  # a standby: look for the new primary
             await self.close()
             raise
@@ -154,6 +155,15 @@ async def is_own_session(connection: Connection) -> bool:
     cursor = await connection.execute("SELECT pg_backend_pid() AS pid")
     row = await cursor.fetchone()
     return row is not None and row["pid"] == connection.info.backend_pid
+
+
+def _has_rows(cursor: AsyncCursor[Any]) -> bool:
+    return cursor.pgresult is not None and cursor.pgresult.ntuples > 0
+
+
+def _rows_that_are_there(cursor: AsyncCursor[Any]) -> Callable[[Sequence[Any]], DictRow]:
+    """`dict_row`, which reads the columns' names each time; most writes result in no row, and need none."""
+    return dict_row(cursor) if _has_rows(cursor) else dict
 
 
 @contextmanager

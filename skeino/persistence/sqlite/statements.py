@@ -8,7 +8,9 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, Final, cast
+from typing import Any, cast
+
+import orjson
 
 from skeino.persistence.claims import Queue
 from skeino.persistence.queries import Query, checked_owner
@@ -259,10 +261,7 @@ def thread_of(row: Any) -> ThreadRow:
 
 
 def json_text(value: Mapping[str, Any]) -> str:
-    return _encoded(value) if value else "{}"  # most have no metadata
-
-
-_encoded: Final = json.JSONEncoder(ensure_ascii=False).encode  # `json.dumps` makes an encoder each time
+    return orjson.dumps(value).decode()
 
 
 @functools.lru_cache(maxsize=16)  # a run and its thread begin at one time, which each has twice
