@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from skeino import SkeinoSettings
-from skeino.errors import StoreError
+from skeino.errors import StoreError, StoreUnavailableError
 from skeino.persistence import SqliteMetadataStore, open_persistence
 from skeino.persistence.sqlite.database import SqliteDatabase
 from skeino.testing import ending, started
@@ -132,7 +132,7 @@ async def test_what_was_queued_when_it_closes_is_written(tmp_path: Path) -> None
     assert {run["run_id"] for run in found} == set(ids)
 
 
-async def test_a_close_that_is_cancelled_closes_all_the_same(tmp_path: Path) -> None:
+async def test_a_close_that_is_cancelled_writes_and_closes_all_the_same(tmp_path: Path) -> None:
     begun, goes_on = threading.Event(), threading.Event()
 
     def slow(connection: sqlite3.Connection) -> None:
@@ -144,20 +144,23 @@ async def test_a_close_that_is_cancelled_closes_all_the_same(tmp_path: Path) -> 
     database = database_of((await opened.__aenter__()).metadata_store)
     writing = asyncio.create_task(database.write(slow))
     await asyncio.to_thread(begun.wait, 30)
-    queued = asyncio.create_task(database.write(lambda _: None))
+    queued = asyncio.create_task(
+        database.write(lambda connection: connection.execute("INSERT INTO made VALUES (1)").close())
+    )
     closing = asyncio.create_task(opened.__aexit__(None, None, None))
-    await asyncio.sleep(0.05)
-    closing.cancel()
+    for _ in range(2):
+        await asyncio.sleep(0.05)
+        closing.cancel()
     await asyncio.sleep(0.05)
     goes_on.set()
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(closing, 30)
-    await writing
-    with pytest.raises(RuntimeError, match="has ended"):
-        await queued
+    await asyncio.gather(writing, queued)
     with pytest.raises(sqlite3.ProgrammingError, match="closed"):
         database._connection.execute("SELECT 1")
+    with pytest.raises(StoreUnavailableError, match="closed"):
+        await database.read("SELECT 1")
     with pytest.raises(RuntimeError, match="has ended"):
-        await asyncio.wait_for(database.close(), 30)
+        await asyncio.wait_for(database.close(), 30)  # twice
     async with open_persistence(settings_for(tmp_path)) as persistence:
-        assert await database_of(persistence.metadata_store).read("SELECT * FROM made") == []
+        assert [row[0] for row in await database_of(persistence.metadata_store).read("SELECT i FROM made")] == [1]

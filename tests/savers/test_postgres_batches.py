@@ -67,6 +67,22 @@ class Status(enum.StrEnum):
     BUSY = "büsy"
 
 
+class Level(str, enum.Enum):  # noqa: UP042 – not any StrEnum
+    """Whose members are one text, and have another for their value."""
+
+    def __new__(cls, text: str, value: str) -> "Level":
+        member = str.__new__(cls, text)
+        member._value_ = value
+        return member
+
+    LOW = "low", "its value"
+
+
+class Number(float):
+    def __repr__(self) -> str:
+        return "a number"
+
+
 CALLS: list[Call] = [
     put("a", "1", {"messages": [HumanMessage("ü \x01 '\"{},\\", id="1")], "n": 1, "none": None, "text": "\\u\u2028"}),
     put("a", "2", {"messages": ["x" * 5000], "yes": True, "f": 1e300}, parent="1", version="2.0"),
@@ -78,7 +94,9 @@ CALLS: list[Call] = [
     put("b", "4", {"kept": ["of the second"]}, version="9.0"),
     put("c", "1", {"bytes": b"\x00\xff", "tuple": (1, {2})}),
     put("d", "1", {"n": 2**70, "whole": 1e22, "more": 1e16, "small": 5e-324, "minus": -0.0}, s=-(2**63), f=1e23),
-    put("d", "2", {"n": -(2**63), "enumeration": Status.BUSY, "half": 0.1}, u=2**63 - 1),
+    put("d", "2", {"n": -(2**63), "status": Status.BUSY, "half": 0.1}, u=2**63 - 1),
+    put("d", "3", {"level": Level.LOW}, parents={"": Level.LOW}),
+    put("d", "4", {"number": Number(0.5)}, level=Level.LOW),
     put_writes("a", "1", "t1", ("messages", ["one"]), ("n", None), path="~p"),
     put_writes("a", "1", "t1", ("messages", ["two"]), ("n", 3), ("more", {})),  # what is there stays
     put_writes("a", "1", "t2", ("__interrupt__", ["one"])),
@@ -96,7 +114,7 @@ async def test_together_they_are_stored_as_the_stock_saver_stores_them_one_by_on
     async with AsyncPostgresSaver.from_conn_string(module_database) as theirs:
         returned = [await call(theirs) for call in CALLS]
     expected = raw_rows(module_database)
-    assert [len(rows) for rows in expected] == [10, 8, 8]
+    assert [len(rows) for rows in expected] == [12, 8, 8]
     empty(module_database)
     assert [await call(saver) for call in CALLS] == returned
     assert raw_rows(module_database) == expected

@@ -17,7 +17,7 @@ from psycopg.adapt import Dumper
 from psycopg.pq import Format
 from psycopg.types.json import Jsonb
 
-from skeino.persistence.postgres.jsonb import json_of
+from skeino.persistence.postgres.jsonb import json_bytes
 
 _HEAD: Final = struct.Struct("!iiIii").pack  # dimensions, whether there are NULLs, type; length, first index
 _EMPTY: Final = struct.Struct("!iiI").pack
@@ -78,7 +78,7 @@ def _time(moment: datetime) -> bytes:
 
 
 def _json(value: Jsonb) -> bytes:
-    return b"\x01" + json_of(value.obj)  # the version of its binary format
+    return b"\x01" + json_bytes(value.obj)  # the version of its binary format
 
 
 _BIGINT: Final = struct.Struct("!q").pack

@@ -23,7 +23,7 @@ from skeino.persistence.paging import Place, paged
 from skeino.persistence.postgres import history, reading
 from skeino.persistence.postgres.checkpoints import CHECKPOINT, INSERTED, UPSERTED
 from skeino.persistence.postgres.connections import PostgresDatabase
-from skeino.persistence.postgres.jsonb import json_of
+from skeino.persistence.postgres.jsonb import json_bytes, json_bytes_of_metadata
 from skeino.persistence.postgres.session import LOST_PLANS
 from skeino.persistence.pruning import checked_copy, checked_prune, checked_run_ids, target_exists
 from skeino.persistence.stamping import RunStampMixin, fence_of
@@ -80,21 +80,17 @@ class PostgresDatabaseSaver(AsyncPostgresSaver):
         inline, values = _inline_and_blobs(checkpoint["channel_values"])
         versions = {channel: version for channel, version in new_versions.items() if channel in values}
         blobs = await _serialized(self._dump_blobs, thread_id, namespace, values, versions)
-        row = (
-            thread_id,
-            namespace,
-            checkpoint["id"],
-            configurable.get("checkpoint_id"),
-            json_of({**checkpoint, "channel_values": inline}).decode(),
-            json_of(get_serializable_checkpoint_metadata(config, metadata)).decode(),
-        )
+        as_json = json_bytes({**checkpoint, "channel_values": inline})
+        metadata_as_json = json_bytes_of_metadata(get_serializable_checkpoint_metadata(config, metadata))
+        place = (thread_id, namespace, checkpoint["id"])
+        row = (*place, configurable.get("checkpoint_id"), as_json.decode(), metadata_as_json.decode())
         run, fence = fence_of(config)
         refused = await self.database.writer.write(
             CHECKPOINT,
             {"checkpoint": row, "blobs": blobs, "fence": fence},
-            ("checkpoint", *row[:3]),
+            ("checkpoint", *place),
             thread=("checkpoints", thread_id),
-            size=len(row[4]) + len(row[5]) + sum(len(blob[5] or b"") for blob in blobs),
+            size=len(as_json) + len(metadata_as_json) + sum(len(blob[5] or b"") for blob in blobs),
         )
         if refused and run is not None:
             raise run.refused(thread_id)
@@ -304,7 +300,7 @@ def _inline_and_blobs(channel_values: Mapping[str, Any]) -> tuple[dict[str, Any]
         if isinstance(value, _DeltaSnapshot):
             inline[channel], blobs[channel] = True, value
         elif _is_inline(value):
-            inline[channel] = value
+            inline[channel] = _plain(value)
         else:
             blobs[channel] = value
     return inline, blobs
@@ -316,6 +312,16 @@ def _is_inline(value: object) -> bool:
             return "\x00" not in value
         return "\x00" not in value and _SURROGATE.search(value) is None
     return value is None or isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _plain(value: Any) -> Any:
+    """What `json` writes of it, where its class is below one of these, as an enumeration's may be."""
+    kind = type(value)
+    if kind is str or kind in _SMALL:
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    return int.__index__(value) if isinstance(value, int) else float.__float__(value)
 
 
 async def _serialized(dump: Callable[..., T], *arguments: Any) -> T:

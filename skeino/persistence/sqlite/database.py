@@ -15,7 +15,7 @@ import re
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote
@@ -23,6 +23,7 @@ from urllib.parse import unquote
 import aiosqlite
 
 from skeino.errors import ConfigurationError, InvalidInputError, SchemaError, StoreError, StoreUnavailableError
+from skeino.persistence.cancellation import to_its_end
 from skeino.persistence.group_commit import ThreadCommit
 from skeino.persistence.one_thread import OneThread
 from skeino.persistence.registry import CheckpointerSpec
@@ -138,22 +139,16 @@ class SqliteDatabase:
             self._waits = milliseconds
 
     async def close(self) -> None:
-        """Let the writer finish what was asked of it, then close all connections.
+        """Let the writer finish what was asked of it, then close all connections; also if it is cancelled meanwhile."""
+        await to_its_end(self._close())
 
-        If it is cancelled meanwhile, it closes them all the same, after what is being written.
-        """
-        try:
+    async def _close(self) -> None:
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(self.reader.close)
+            stack.push_async_callback(self._readers.close)
+            stack.callback(self._thread.end)
             await self._group.close()
-        finally:
-            closed = self._thread.run(self._connection.close)
-            self._thread.end()
-            try:
-                await closed
-            finally:
-                try:
-                    await self._readers.close()
-                finally:
-                    await self.reader.close()
+            await self._thread.run(self._connection.close)
 
 
 class _Write(NamedTuple):

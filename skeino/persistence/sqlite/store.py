@@ -163,7 +163,7 @@ class SqliteMetadataStore:
         def end(connection: sqlite3.Connection) -> bool:
             if finish["metadata"]:
                 metadata = connection.execute("SELECT metadata FROM app_runs WHERE run_id = :run_id", values).fetchone()
-                values["metadata"] = json.dumps((json.loads(metadata[0]) if metadata else {}) | finish["metadata"])
+                values["metadata"] = json_text((json.loads(metadata[0]) if metadata else {}) | finish["metadata"])
                 changed = connection.execute(FINISH_RUN_WITH_METADATA, values).rowcount
             else:
                 changed = connection.execute(FINISH_RUN, values).rowcount
