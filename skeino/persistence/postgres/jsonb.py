@@ -22,7 +22,7 @@ def json_bytes(value: Any) -> bytes:
 
     Args:
         value: of lists, dictionaries, texts, finite numbers, booleans and None; of a member of an enumeration orjson
-            writes the `value`, where `json` may write another.
+            writes the `value`, where `json` may write another: see `plain`.
 
     Raises:
         TypeError, ValueError: it is no JSON.
@@ -36,6 +36,15 @@ def json_bytes(value: Any) -> bytes:
 def json_bytes_of_metadata(metadata: Any) -> bytes:
     """As `json_bytes`, of an object whose values may be anything: what is not plain is psycopg's to write."""
     return json_bytes(metadata) if _are_plain(metadata.values()) else _as_psycopg(metadata)
+
+
+def plain(value: Any) -> Any:
+    """What `json` writes of a text, a number or None, where its class is below one of these, as an enumeration's is."""
+    if type(value) in _SCALARS:
+        return value
+    if isinstance(value, str):
+        return str.__str__(value)
+    return int.__index__(value) if isinstance(value, int) else float.__float__(value)
 
 
 def _are_plain(values: Iterable[Any]) -> bool:

@@ -23,7 +23,7 @@ from skeino.persistence.paging import Place, paged
 from skeino.persistence.postgres import history, reading
 from skeino.persistence.postgres.checkpoints import CHECKPOINT, INSERTED, UPSERTED
 from skeino.persistence.postgres.connections import PostgresDatabase
-from skeino.persistence.postgres.jsonb import json_bytes, json_bytes_of_metadata
+from skeino.persistence.postgres.jsonb import json_bytes, json_bytes_of_metadata, plain
 from skeino.persistence.postgres.session import LOST_PLANS
 from skeino.persistence.pruning import checked_copy, checked_prune, checked_run_ids, target_exists
 from skeino.persistence.stamping import RunStampMixin, fence_of
@@ -300,7 +300,7 @@ def _inline_and_blobs(channel_values: Mapping[str, Any]) -> tuple[dict[str, Any]
         if isinstance(value, _DeltaSnapshot):
             inline[channel], blobs[channel] = True, value
         elif _is_inline(value):
-            inline[channel] = _plain(value)
+            inline[channel] = plain(value)
         else:
             blobs[channel] = value
     return inline, blobs
@@ -312,16 +312,6 @@ def _is_inline(value: object) -> bool:
             return "\x00" not in value
         return "\x00" not in value and _SURROGATE.search(value) is None
     return value is None or isinstance(value, int) or (isinstance(value, float) and math.isfinite(value))
-
-
-def _plain(value: Any) -> Any:
-    """What `json` writes of it, where its class is below one of these, as an enumeration's may be."""
-    kind = type(value)
-    if kind is str or kind in _SMALL:
-        return value
-    if isinstance(value, str):
-        return str.__str__(value)
-    return int.__index__(value) if isinstance(value, int) else float.__float__(value)
 
 
 async def _serialized(dump: Callable[..., T], *arguments: Any) -> T:
