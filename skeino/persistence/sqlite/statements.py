@@ -26,33 +26,58 @@ INSERT_THREAD = """
     VALUES (:thread_id, :owner, :status, :metadata, :config, :ttl_strategy, :ttl_minutes, :created_at, :updated_at)
     ON CONFLICT (thread_id) DO NOTHING
 """
-INSERT_RUN = f"""
-    INSERT INTO app_runs ({", ".join(RUN_COLUMNS)})
-    VALUES ({", ".join(f":{column}" for column in RUN_COLUMNS)})
+
+
+def _insert_run(columns: Sequence[str]) -> str:
+    return f"""
+    INSERT INTO app_runs ({", ".join(columns)}) VALUES ({", ".join(f":{column}" for column in columns)})
     ON CONFLICT (run_id) DO NOTHING
-"""
+    """
+
+
+START_RUN = _insert_run(
+    (
+        "run_id",
+        "thread_id",
+        "owner",
+        "worker_id",
+        "status",
+        "metadata",
+        "kwargs",
+        "created_at",
+        "started_at",
+    )
+)
+"""Of the columns that a new run fills; the others have their defaults."""
+
+INSERT_RUN = _insert_run(RUN_COLUMNS)
 ATTACH_RUN = f"""
     UPDATE app_runs SET thread_id = :thread_id WHERE run_id = :run_id AND thread_id IS NULL AND {ACTIVE}
 """
 
 
-def _finish_run(*, with_metadata: bool) -> str:
+def _finish_run(*, with_metadata: bool, tied: bool) -> str:
     metadata = "metadata = :metadata," if with_metadata else ""
+    tie = """, thread_id = (
+            SELECT t.thread_id FROM app_threads t WHERE t.thread_id = :thread_id AND t.owner IS app_runs.owner
+        )"""
     return f"""
     UPDATE app_runs SET
         status = :status, finished_at = :finished_at, error = :error, http_status = :http_status, {metadata}
         checkpoint_count = :checkpoint_count, first_checkpoint_id = :first_checkpoint_id,
-        last_checkpoint_id = :last_checkpoint_id, paused = :paused,
-        thread_id = coalesce(thread_id, (
-            SELECT t.thread_id FROM app_threads t
-            WHERE t.thread_id = :thread_id AND t.owner IS app_runs.owner
-        ))
+        last_checkpoint_id = :last_checkpoint_id, paused = :paused{"" if tied else tie}
     WHERE run_id = :run_id AND worker_id = :worker_id AND {ACTIVE}
+        AND {"(thread_id IS NOT NULL OR :thread_id IS NULL)" if tied else "thread_id IS NULL"}
     """
 
 
-FINISH_RUN = _finish_run(with_metadata=False)
-FINISH_RUN_WITH_METADATA = _finish_run(with_metadata=True)
+FINISH_RUN, FINISH_RUN_WITH_METADATA = (
+    tuple(_finish_run(with_metadata=with_metadata, tied=tied) for tied in (True, False))
+    for with_metadata in (False, True)
+)
+"""One for a run that has its thread, as nearly all have by then, and one that ties it to the thread: to set a column,
+even to what it is, costs a look at its indexes and at the thread. One of the two changes the row."""
+
 KEEP_LATE_OUTCOME = """
     UPDATE app_runs SET late_outcome = :late_outcome WHERE run_id = :run_id AND late_outcome IS NULL
 """

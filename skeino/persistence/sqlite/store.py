@@ -42,6 +42,7 @@ from skeino.persistence.sqlite.statements import (
     SELECT_THREADS,
     SETTLE_THREAD,
     SETTLE_THREADS_OF_WORKER,
+    START_RUN,
     ids_text,
     json_text,
     queue_of,
@@ -80,16 +81,15 @@ class SqliteMetadataStore:
             run["thread_id"] = None
         values = run_values(run)
         thread = None
-        if thread_id is not None:
-            thread = new_thread(thread_id, {"owner": owner}, run["created_at"], default_ttl=self._thread_ttl)
+        if thread_id is not None and create_thread:
+            row = new_thread(thread_id, {"owner": owner}, run["created_at"], default_ttl=self._thread_ttl)
+            thread = thread_values(row)
 
         def insert(connection: sqlite3.Connection) -> None:
-            made = False
-            if thread is not None and create_thread:  # most threads are new: then there is nothing to look up
-                made = _made(connection, thread_values(thread))
-            if thread_id is not None and not made:
+            made = thread is not None and _made(connection, thread)
+            if thread_id is not None and not made:  # most threads are new: then there is nothing to look up
                 _refuse_other_owner(connection, thread_id, owner)
-            if connection.execute(INSERT_RUN, values).rowcount == 0 and made:
+            if connection.execute(START_RUN, values).rowcount == 0 and made:
                 # The run had begun before, and its thread was deleted since.
                 connection.execute("DELETE FROM app_threads WHERE thread_id = ?", (thread_id,))
 
@@ -164,10 +164,10 @@ class SqliteMetadataStore:
             if finish["metadata"]:
                 metadata = connection.execute("SELECT metadata FROM app_runs WHERE run_id = :run_id", values).fetchone()
                 values["metadata"] = json_text((json.loads(metadata[0]) if metadata else {}) | finish["metadata"])
-                changed = connection.execute(FINISH_RUN_WITH_METADATA, values).rowcount
+                statements = FINISH_RUN_WITH_METADATA
             else:
-                changed = connection.execute(FINISH_RUN, values).rowcount
-            if not changed:
+                statements = FINISH_RUN
+            if not any(connection.execute(statement, values).rowcount for statement in statements):
                 return _keep_if_late(connection, finish, finished_at)
             if finish["thread_status"] is not None:
                 connection.execute(SETTLE_THREAD, values)
