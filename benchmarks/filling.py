@@ -123,8 +123,11 @@ def _fill_sqlite(path: str, threads: Iterable[ThreadRow], runs: Iterable[RunRow]
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA synchronous = OFF")
         with connection:
-            connection.executemany(of_sqlite.INSERT_THREAD, map(of_sqlite.thread_values, threads))
-            connection.executemany(of_sqlite.INSERT_RUN, map(of_sqlite.run_values, runs))
+            for insert, rows in (
+                (of_sqlite.INSERT_THREAD, map(of_sqlite.thread_values, threads)),
+                (of_sqlite.INSERT_RUN, map(of_sqlite.run_values, runs)),
+            ):
+                connection.executemany(insert.text, map(insert.values_of, rows))
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import Any, cast
 
 import orjson
@@ -20,19 +22,38 @@ from skeino.persistence.sqlite.schema import INDEXED
 RUN_COLUMNS = tuple(RunRow.__annotations__)
 ACTIVE = "status IN ('pending', 'running')"
 
-INSERT_THREAD = """
+
+class Change:
+    """A statement of a run's life, whose named parameters are handed over by their places: `sqlite3` looks each up by
+    its name otherwise, which takes a twelfth of the statement's time.
+
+    Args:
+        text: SQL with at least two parameters.
+    """
+
+    def __init__(self, text: str) -> None:
+        names = list(dict.fromkeys(re.findall(r":(\w+)", text)))
+        self.text = re.sub(r":(\w+)", lambda found: f"?{names.index(found[1]) + 1}", text)
+        self.values_of: Callable[[Mapping[str, Any]], tuple[Any, ...]] = itemgetter(*names)
+
+    def run(self, connection: sqlite3.Connection, values: Mapping[str, Any]) -> int:
+        """How many rows it has changed."""
+        return connection.execute(self.text, self.values_of(values)).rowcount
+
+
+INSERT_THREAD = Change("""
     INSERT INTO app_threads
         (thread_id, owner, status, metadata, config, ttl_strategy, ttl_minutes, created_at, updated_at)
     VALUES (:thread_id, :owner, :status, :metadata, :config, :ttl_strategy, :ttl_minutes, :created_at, :updated_at)
     ON CONFLICT (thread_id) DO NOTHING
-"""
+""")
 
 
-def _insert_run(columns: Sequence[str]) -> str:
-    return f"""
+def _insert_run(columns: Sequence[str]) -> Change:
+    return Change(f"""
     INSERT INTO app_runs ({", ".join(columns)}) VALUES ({", ".join(f":{column}" for column in columns)})
     ON CONFLICT (run_id) DO NOTHING
-    """
+    """)
 
 
 START_RUN = _insert_run(
@@ -51,24 +72,24 @@ START_RUN = _insert_run(
 """Of the columns that a new run fills; the others have their defaults."""
 
 INSERT_RUN = _insert_run(RUN_COLUMNS)
-ATTACH_RUN = f"""
+ATTACH_RUN = Change(f"""
     UPDATE app_runs SET thread_id = :thread_id WHERE run_id = :run_id AND thread_id IS NULL AND {ACTIVE}
-"""
+""")
 
 
-def _finish_run(*, with_metadata: bool, tied: bool) -> str:
+def _finish_run(*, with_metadata: bool, tied: bool) -> Change:
     metadata = "metadata = :metadata," if with_metadata else ""
     tie = """, thread_id = (
             SELECT t.thread_id FROM app_threads t WHERE t.thread_id = :thread_id AND t.owner IS app_runs.owner
         )"""
-    return f"""
+    return Change(f"""
     UPDATE app_runs SET
         status = :status, finished_at = :finished_at, error = :error, http_status = :http_status, {metadata}
         checkpoint_count = :checkpoint_count, first_checkpoint_id = :first_checkpoint_id,
         last_checkpoint_id = :last_checkpoint_id, paused = :paused{"" if tied else tie}
     WHERE run_id = :run_id AND worker_id = :worker_id AND {ACTIVE}
         AND {"(thread_id IS NOT NULL OR :thread_id IS NULL)" if tied else "thread_id IS NULL"}
-    """
+    """)
 
 
 FINISH_RUN, FINISH_RUN_WITH_METADATA = (
@@ -81,10 +102,10 @@ even to what it is, costs a look at its indexes and at the thread. One of the tw
 KEEP_LATE_OUTCOME = """
     UPDATE app_runs SET late_outcome = :late_outcome WHERE run_id = :run_id AND late_outcome IS NULL
 """
-SETTLE_THREAD = """
+SETTLE_THREAD = Change("""
     UPDATE app_threads SET status = :thread_status, updated_at = max(updated_at, :finished_at)
     WHERE thread_id = (SELECT thread_id FROM app_runs WHERE run_id = :run_id)
-"""
+""")
 SETTLE_THREADS_OF_WORKER = f"""
     UPDATE app_threads SET status = 'interrupted', updated_at = max(updated_at, :now)
     WHERE thread_id IN (SELECT thread_id FROM app_runs WHERE worker_id = :worker_id AND {ACTIVE})
@@ -93,13 +114,13 @@ INTERRUPT_RUNS = f"""
     UPDATE app_runs SET status = 'interrupted', finished_at = :now, error = :error
     WHERE worker_id = :worker_id AND {ACTIVE}
 """
-CHANGE_QUEUE = """
+CHANGE_QUEUE = Change("""
     UPDATE app_threads SET queue = :wanted, fence = fence + :taken WHERE thread_id = :thread_id AND queue = :seen
-"""
-RELEASE_THREAD = """
+""")
+RELEASE_THREAD = Change("""
     UPDATE app_threads SET queue = (SELECT json_group_array(value) FROM json_each(queue) WHERE value <> :run_id)
     WHERE thread_id = :thread_id AND queue LIKE '%' || :run_id || '%'
-"""
+""")
 FEW = 1_000
 """Rows with the same key and value in their metadata, which are looked at one by one."""
 

@@ -89,7 +89,7 @@ class SqliteMetadataStore:
             made = thread is not None and _made(connection, thread)
             if thread_id is not None and not made:  # most threads are new: then there is nothing to look up
                 _refuse_other_owner(connection, thread_id, owner)
-            if connection.execute(START_RUN, values).rowcount == 0 and made:
+            if START_RUN.run(connection, values) == 0 and made:
                 # The run had begun before, and its thread was deleted since.
                 connection.execute("DELETE FROM app_threads WHERE thread_id = ?", (thread_id,))
 
@@ -102,7 +102,7 @@ class SqliteMetadataStore:
         def attach(connection: sqlite3.Connection) -> None:
             if not _made(connection, values):
                 _refuse_other_owner(connection, thread_id, owner)
-            connection.execute(ATTACH_RUN, {"run_id": run_id, "thread_id": thread_id})
+            ATTACH_RUN.run(connection, {"run_id": run_id, "thread_id": thread_id})
 
         await self._database.write(attach)
 
@@ -116,7 +116,7 @@ class SqliteMetadataStore:
         def take(connection: sqlite3.Connection) -> int | None:
             if not _made(connection, values):
                 _refuse_other_owner(connection, thread_id, owner)
-            connection.execute(ATTACH_RUN, {"run_id": run_id, "thread_id": thread_id})
+            ATTACH_RUN.run(connection, {"run_id": run_id, "thread_id": thread_id})
             return _change_queue(connection, claim)
 
         return await self._database.write(take)
@@ -145,7 +145,7 @@ class SqliteMetadataStore:
         values = {"run_id": validate_run_id(run_id), "thread_id": validate_thread_id(thread_id)}
 
         def release(connection: sqlite3.Connection) -> None:
-            connection.execute(RELEASE_THREAD, values)
+            RELEASE_THREAD.run(connection, values)
 
         return self._database.enqueue(release)
 
@@ -167,10 +167,10 @@ class SqliteMetadataStore:
                 statements = FINISH_RUN_WITH_METADATA
             else:
                 statements = FINISH_RUN
-            if not any(connection.execute(statement, values).rowcount for statement in statements):
+            if not any(statement.run(connection, values) for statement in statements):
                 return _keep_if_late(connection, finish, finished_at)
             if finish["thread_status"] is not None:
-                connection.execute(SETTLE_THREAD, values)
+                SETTLE_THREAD.run(connection, values)
             return True
 
         return self._database.enqueue(end)
@@ -235,7 +235,7 @@ class SqliteMetadataStore:
         values = thread_values(row)
 
         def create(connection: sqlite3.Connection) -> ThreadRow:
-            if connection.execute(INSERT_THREAD, values).rowcount == 0:
+            if INSERT_THREAD.run(connection, values) == 0:
                 if if_exists == "raise":
                     raise ThreadExistsError(f"There is a thread {thread_id!r} already.")
                 _refuse_other_owner(connection, thread_id, row["owner"])
@@ -325,9 +325,7 @@ class SqliteMetadataStore:
 
     async def restore_threads(self, rows: Sequence[ThreadRow]) -> int:
         values = [thread_values(row) for row in restored_threads(rows)]
-        return await self._database.write(
-            lambda connection: sum(connection.execute(INSERT_THREAD, one).rowcount for one in values)
-        )
+        return await self._database.write(lambda connection: sum(INSERT_THREAD.run(connection, one) for one in values))
 
     async def restore_runs(self, rows: Sequence[RunRow]) -> int:
         runs = restored_runs(rows)
@@ -338,14 +336,14 @@ class SqliteMetadataStore:
                 where, parameters = where_one("thread_id", thread_id, owner)
                 if connection.execute(f"SELECT 1 FROM app_threads {where}", parameters).fetchone() is None:
                     raise ThreadNotFoundError(f"There is no thread {thread_id!r}.")
-            return sum(connection.execute(INSERT_RUN, one).rowcount for one in values)
+            return sum(INSERT_RUN.run(connection, one) for one in values)
 
         return await self._database.write(restore)
 
 
 def _made(connection: sqlite3.Connection, thread: dict[str, Any]) -> bool:
     """Whether there was no such thread, and now there is."""
-    return connection.execute(INSERT_THREAD, thread).rowcount == 1
+    return INSERT_THREAD.run(connection, thread) == 1
 
 
 def _keep_if_late(connection: sqlite3.Connection, finish: RunFinish, finished_at: str) -> bool:
@@ -376,7 +374,7 @@ def _refuse_other_owner(connection: sqlite3.Connection, thread_id: str, owner: s
 
 def _change_queue(connection: sqlite3.Connection, values: dict[str, Any]) -> int | None:
     """The thread's fence, if its queue was as seen."""
-    if connection.execute(CHANGE_QUEUE, values).rowcount == 0:
+    if CHANGE_QUEUE.run(connection, values) == 0:
         return None
     found = connection.execute("SELECT fence FROM app_threads WHERE thread_id = :thread_id", values).fetchone()
     fence: int = found[0]
