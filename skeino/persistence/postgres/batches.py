@@ -97,7 +97,7 @@ _FINISH: Final = {
 
 # How rows of the tables are found: by subqueries of their own, or `= ANY` of an array, and never by a join. Those take
 # an index, whatever the planner knows of the table; a join with a table that has grown since it was last analysed
-# reads all of it, for every batch.
+# reads all of it, for every batch. `IN (SELECT …)` is a join, too; with `IS TRUE` behind it, it is a look-up in a hash.
 _HAS_NO_RUN: Final = "(SELECT TRUE FROM app_runs r WHERE r.run_id = given.run_id) IS NULL"
 _HAS_OWN_THREAD: Final = """(
         (SELECT t.owner IS NOT DISTINCT FROM given.owner FROM app_threads t WHERE t.thread_id = given.thread_id)
@@ -210,7 +210,7 @@ FINISH_RUNS: Final = f"""
             FROM given g WHERE g.run_id = r.run_id
         )
         WHERE r.run_id = ANY(%(run_id)b::uuid[]) AND {_IS_ACTIVE}
-            AND r.worker_id = (SELECT g.worker_id FROM given g WHERE g.run_id = r.run_id)
+            AND ((r.run_id, r.worker_id) IN (SELECT g.run_id, g.worker_id FROM given g)) IS TRUE
         RETURNING r.run_id, r.thread_id
     ), ending AS MATERIALIZED (
         SELECT finished.thread_id, (array_agg(thread_status ORDER BY position DESC))[1] AS status,
