@@ -57,17 +57,7 @@ def _insert_run(columns: Sequence[str]) -> Change:
 
 
 START_RUN = _insert_run(
-    (
-        "run_id",
-        "thread_id",
-        "owner",
-        "worker_id",
-        "status",
-        "metadata",
-        "kwargs",
-        "created_at",
-        "started_at",
-    )
+    ("run_id", "thread_id", "owner", "worker_id", "status", "metadata", "kwargs", "created_at", "started_at")
 )
 """Of the columns that a new run fills; the others have their defaults."""
 
