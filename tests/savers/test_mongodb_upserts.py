@@ -14,6 +14,7 @@ from skeino_asgi import RunTracker
 from tests.contract.test_mongodb_server import failing, settings_for
 from tests.savers.graphs import config_of
 from tests.savers.test_mongodb_batches import METADATA, a_checkpoint
+from tests.servers.mongodb import LocalMongoServer
 
 NEW: Any = {"$set": {"type": "msgpack", "checkpoint": b"1"}}
 PLACE: Any = {"thread_id": "t", "checkpoint_ns": "", "checkpoint_id": "1"}
@@ -178,3 +179,34 @@ def test_what_a_connection_that_breaks_leaves_unsaid_is_only_what_was_there(mong
             assert upserts.write(collection, operations, insert=True) == {1}
         with failing(mongodb_uri, ["update"], times=2, closeConnection=True), pytest.raises(ConnectionFailure):
             upserts.write(collection, operations, insert=False)
+
+
+async def test_without_transactions_what_comes_after_a_failure_is_written_all_the_same(
+    standalone_mongodb_server: LocalMongoServer,
+) -> None:
+    uri = standalone_mongodb_server.create_database()
+    tracker = RunTracker(settings_for(uri))
+    threads = {f"t{number}": a_checkpoint() for number in range(10)}
+    failed: list[str] = []
+
+    def writing(thread_id: str) -> Write:
+        async def write(saver: Any) -> None:
+            place = config_of(thread_id, checkpoint_ns="", checkpoint_id=threads[thread_id]["id"])
+            answers = await asyncio.gather(
+                putting(thread_id, threads[thread_id])(saver),
+                saver.aput_writes(place, [("messages", "pending")], "task"),
+                return_exceptions=True,
+            )
+            failed.extend(f"{thread_id}: {answer}" for answer in answers if isinstance(answer, Exception))
+
+        return write
+
+    with MongoClient[Any](uri) as client:
+        database = client.get_default_database()
+        async with tracker.lifespan():
+            database.command("collMod", "checkpoints", validator={"thread_id": {"$ne": "t3"}})
+            await at_once(tracker, {name: writing(name) for name in threads}, in_runs=True)
+        assert [one.split(" ")[0] for one in failed] == ["t3:"], failed
+        assert {*database["checkpoints"].distinct("thread_id")} == {*threads} - {"t3"}
+        assert {*database["checkpoint_writes"].distinct("thread_id")} == {*threads}
+    standalone_mongodb_server.drop_database(uri)
