@@ -6,24 +6,19 @@ import asyncio
 import sys
 import time
 import types
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Mapping
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final, TypeVar
 
 import psycopg
 from psycopg import AsyncConnection, conninfo, errors
 from psycopg.rows import DictRow, dict_row
-from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
+from psycopg_pool import AsyncConnectionPool
 
-from skeino.errors import (
-    ConfigurationError,
-    InvalidInputError,
-    SchemaError,
-    StoreError,
-    StoreUnavailableError,
-)
+from skeino.errors import ConfigurationError, StoreUnavailableError
 from skeino.persistence.postgres import schema
+from skeino.persistence.postgres.failures import connection_problem, translated_errors
 from skeino.persistence.postgres.session import POOL_SETTINGS, Session, hung_up_after, is_alive
 from skeino.persistence.postgres.writer import Writer
 from skeino.persistence.registry import CheckpointerSpec
@@ -53,9 +48,6 @@ and no pipeline mode, which break behind it; bounded waits, where psycopg_pool's
 
 _KEEPALIVE: Final = {"keepalives": 1, "keepalives_idle": 30, "keepalives_interval": 5, "keepalives_count": 3}
 _TCP_USER_TIMEOUT_MS: Final = 10_000  # a link that was dropped in silence is given up after this long
-
-_CONNECTION_LOST: Final = ("08", "57P")  # the classes of connections' failures, and of a server that goes or comes
-_PROBLEMS: Final = {"53100": "has no space left", "53200": "is out of memory", "53300": "has no connection left"}
 
 
 class PostgresDatabase:
@@ -250,46 +242,6 @@ async def read_schema(spec: CheckpointerSpec) -> SchemaState:
             return await schema.read_state(connection)
 
 
-@contextmanager
-def translated_errors(place: str) -> Iterator[None]:
-    """Turn psycopg's errors into skeino's. PostgreSQL's own text may repeat a row's values: it is not repeated."""
-    try:
-        yield
-    except (PoolTimeout, TooManyRequests) as exc:
-        raise StoreUnavailableError(
-            f"PostgreSQL at {place} gave no connection in time: is it down, or pool_max_size too small?"
-        ) from exc
-    except PoolClosed as exc:
-        raise StoreUnavailableError(f"The pool of PostgreSQL at {place} is closed.") from exc
-    except TimeoutError as exc:
-        raise StoreUnavailableError(f"PostgreSQL at {place} did not answer in time.", maybe_done=True) from exc
-    except errors.DataError as exc:
-        raise InvalidInputError(f"PostgreSQL cannot store one of the values ({_code(exc)}).") from None
-    except (errors.UndefinedTable, errors.UndefinedColumn, errors.InvalidSchemaName) as exc:
-        raise SchemaError(
-            f"The database at {place} lacks skeino's tables ({_code(exc)}): open it once with setup_schema=True."
-        ) from exc
-    except errors.InsufficientPrivilege as exc:
-        raise SchemaError(
-            f"The role may not do this in the database at {place} ({_code(exc)}): grant it the tables, or run the "
-            "set-up once as a role that may CREATE."
-        ) from exc
-    except errors.ReadOnlySqlTransaction as exc:
-        error: StoreError = StoreUnavailableError(f"PostgreSQL at {place} is read-only now ({_code(exc)}): try again.")
-        error.sqlstate = exc.sqlstate
-        raise error from exc
-    except (psycopg.OperationalError, psycopg.InterfaceError) as exc:
-        problem = _PROBLEMS.get(exc.sqlstate or "", "failed")
-        error = StoreUnavailableError(f"PostgreSQL at {place} {problem} ({_code(exc)}): try again.")
-        error.maybe_done = _is_lost(exc)
-        error.sqlstate = exc.sqlstate
-        raise error from exc
-    except psycopg.Error as exc:
-        error = StoreError(f"PostgreSQL at {place} refused the operation ({_code(exc)}).")
-        error.sqlstate = exc.sqlstate
-        raise error from None  # its DETAIL repeats a row's values
-
-
 def address_of(
     spec: CheckpointerSpec,
 ) -> tuple[dict[str, Any], str, dict[str, Any], Callable[[], Awaitable[Connection]]]:
@@ -322,22 +274,10 @@ def address_of(
             async with asyncio.timeout(options["connect_timeout"] * (1 + str(given.get("host")).count(","))):
                 return await AsyncConnection.connect("", **parameters)
         except psycopg.Error as exc:  # its text may carry a part of the password
-            problem = _connection_problem(exc)
+            problem = connection_problem(exc)
         raise StoreUnavailableError(f"PostgreSQL at {place} cannot be reached: {problem}.")
 
     return options, place, parameters, connect
-
-
-def _is_lost(exc: psycopg.Error) -> bool:
-    """Whether the connection broke, and an answer with it: what the server refuses, it has undone.
-
-    https://www.postgresql.org/docs/current/errcodes-appendix.html
-    """
-    return exc.sqlstate is None or exc.sqlstate.startswith(_CONNECTION_LOST)
-
-
-def _code(exc: psycopg.Error) -> str:
-    return f"{type(exc).__name__}, {exc.sqlstate}" if exc.sqlstate else type(exc).__name__
 
 
 def _parameters_of(spec: CheckpointerSpec) -> dict[str, Any]:
@@ -381,24 +321,3 @@ def _place_of(parameters: dict[str, Any]) -> str:
     known = {**defaults, **parameters}
     host = known.get("host") or known.get("hostaddr") or "the local socket"
     return f"{host}:{known.get('port') or 5432}/{known.get('dbname') or known.get('user') or ''}"
-
-
-def _connection_problem(exc: psycopg.Error) -> str:
-    """What went wrong, in words of our own."""
-    text = str(exc)
-    for sign, problem in (
-        ("Connection refused", "the connection was refused (is the server running there?)"),
-        ("timeout", "it did not answer in time"),
-        ("password authentication failed", "it refused the user or the password"),
-        ("no password supplied", "it wants a password"),
-        ("does not exist", "it knows no such database or role"),
-        ("Name or service not known", "the host's name is unknown"),
-        ("resolve", "the host's name is unknown"),
-        ("too many clients", "it has too many connections already"),
-        ("No such file", "there is no such socket (is the server running?)"),
-        ("SSL", "the two sides do not agree on SSL"),
-        ("starting up", "it is starting up"),
-    ):
-        if sign in text:
-            return problem
-    return f"the connection failed ({_code(exc)})"

@@ -21,7 +21,8 @@ from skeino.persistence.checks import (
     unreachable,
 )
 from skeino.persistence.postgres import schema
-from skeino.persistence.postgres.connections import Connection, address_of, translated_errors
+from skeino.persistence.postgres.connections import Connection, address_of
+from skeino.persistence.postgres.failures import translated_errors
 from skeino.persistence.postgres.session import is_own_session
 from skeino.persistence.postgres.statements import ACTIVE
 from skeino.persistence.registry import CheckpointerSpec

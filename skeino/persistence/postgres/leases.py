@@ -13,7 +13,7 @@ from psycopg.rows import DictRow, dict_row
 from psycopg.types.json import Jsonb
 
 from skeino.persistence.leases import END_UNKNOWN, KEPT, PATIENCE, WORKER_LOST
-from skeino.persistence.postgres.connections import translated_errors
+from skeino.persistence.postgres.failures import translated_errors
 from skeino.persistence.postgres.statements import ACTIVE
 
 # Each is a transaction of its own, so one moment: `statement_timestamp()`. None waits for a lock that others may hold
