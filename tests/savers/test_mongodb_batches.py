@@ -182,7 +182,7 @@ async def test_checkpoints_and_pending_writes_do_not_wait_for_each_other(
         "checkpoint_writes": put_writes(saver, "t", checkpoint["id"], [("messages", 1)], "task"),
     }
     where = f"{database.name}.{slow}"
-    with failing(mongodb_uri, ["update"], namespace=where, blockConnection=True, blockTimeMS=1500):
+    with failing(mongodb_uri, ["insert"], namespace=where, blockConnection=True, blockTimeMS=1500):
         held_up = asyncio.create_task(works.pop(slow))
         await asyncio.sleep(0.1)
         for work in works.values():
@@ -284,7 +284,7 @@ async def test_what_is_deleted_does_not_come_back_by_a_cancelled_call(
 ) -> None:
     for slow in ("checkpoints", "checkpoint_writes"):
         where = f"{database.name}.{slow}"
-        with failing(mongodb_uri, ["update"], namespace=where, blockConnection=True, blockTimeMS=300):
+        with failing(mongodb_uri, ["insert"], namespace=where, blockConnection=True, blockTimeMS=300):
             calls = [
                 asyncio.create_task(call)
                 for number in range(3)
@@ -306,7 +306,7 @@ async def test_closing_refuses_both_kinds_at_once(mongodb_uri: str) -> None:
     async with open_persistence(settings_for(mongodb_uri)) as persistence:
         saver: Saver = persistence.checkpointer
         where = f"{mongodb_uri.rpartition('/')[2].partition('?')[0]}.checkpoints"
-        with failing(mongodb_uri, ["update"], namespace=where, blockConnection=True, blockTimeMS=500):
+        with failing(mongodb_uri, ["insert"], namespace=where, blockConnection=True, blockTimeMS=500):
             written = asyncio.create_task(put(saver, "t", a_checkpoint()))
             await asyncio.sleep(0.1)
             closing = asyncio.create_task(saver._writes.close())

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from langgraph.checkpoint.base.id import uuid6
 from pymongo import MongoClient, UpdateOne
-from pymongo.errors import BulkWriteError, ConnectionFailure
+from pymongo.errors import ConnectionFailure, OperationFailure
 
 from skeino.persistence.mongodb import upserts
 from skeino_asgi import RunTracker
@@ -150,9 +150,16 @@ def test_what_is_refused_is_told_by_where_it_is_and_the_rest_is_written(mongodb_
         assert upserts.write(collection, operations, insert=True) == {2}
         kinds = {one["thread_id"]: one["type"] for one in collection.find()}
         assert kinds == {"t0": "a", "t1": "b", "t3": "d"}
-        for chosen, there in ((operations[:2], True), (operations[2:], False)):
+        for number, refused_alone in enumerate([set(), set(), {0}]):
+            assert upserts.write(collection, operations[number : number + 1], insert=True) == refused_alone
+        for chosen, there in (
+            (operations[:2], True),
+            (operations[2:], False),
+            (operations[1:2], True),
+            (operations[2:3], False),
+        ):
             with client.start_session() as session:
-                with pytest.raises(BulkWriteError) as refused, session.start_transaction():
+                with pytest.raises(OperationFailure) as refused, session.start_transaction():
                     upserts.write_within(session, collection, chosen, insert=True)
                 assert upserts.is_there(refused.value) == there
         upserts.write_within(None, collection, operations[:2], insert=False)
@@ -160,13 +167,14 @@ def test_what_is_refused_is_told_by_where_it_is_and_the_rest_is_written(mongodb_
 
 
 @pytest.mark.parametrize("insert", [False, True])
-def test_what_may_not_be_durable_is_told(mongodb_uri: str, insert: bool) -> None:
+@pytest.mark.parametrize("names", ["a", "abc"])
+def test_what_may_not_be_durable_is_told(mongodb_uri: str, insert: bool, names: str) -> None:
     late = {"code": 64, "codeName": "WriteConcernFailed", "errmsg": "waiting for replication timed out"}
     with MongoClient[Any](mongodb_uri, appname="skeino") as client:
         collection = client.get_default_database()["places"]
-        operations = [UpdateOne({"thread_id": name}, {"$set": {"type": "a"}}, upsert=True) for name in "abc"]
+        operations = [UpdateOne({"thread_id": name}, {"$set": {"type": "a"}}, upsert=True) for name in names]
         with failing(mongodb_uri, ["insert", "update"], writeConcernError=late):
-            assert upserts.write(collection, operations, insert=insert) == {0, 1, 2}
+            assert upserts.write(collection, operations, insert=insert) == {*range(len(names))}
 
 
 def test_what_a_connection_that_breaks_leaves_unsaid_is_only_what_was_there(mongodb_uri: str) -> None:

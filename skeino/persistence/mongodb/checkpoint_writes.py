@@ -17,7 +17,7 @@ from langgraph.checkpoint.mongodb import MongoDBSaver
 from pymongo import UpdateOne
 from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
-from pymongo.errors import BulkWriteError, ConnectionFailure
+from pymongo.errors import ConnectionFailure, OperationFailure
 
 from skeino.persistence.group_commit import ThreadCommit
 from skeino.persistence.mongodb import upserts
@@ -76,7 +76,10 @@ class CheckpointWrites:
     def write_blocking(self, saver: MongoDBSaver, work: Work, held: tuple[str, int] | None) -> Any:
         """As `write`, by itself."""
         with self._database.blocking_operation():
-            return self._one_alone(_Write(saver, work, held))
+            [answer] = self._written([_Write(saver, work, held)])
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
 
     async def settled(self, saver: MongoDBSaver) -> None:
         """Wait for what was asked for before: calls that were cancelled, but whose writes are on their way."""
@@ -91,8 +94,6 @@ class CheckpointWrites:
             writer.end()
 
     def _written(self, writes: Sequence[_Write]) -> Sequence[Any]:
-        if len(writes) == 1 and writes[0].held is None:
-            return self._each_alone(writes)
         answers: list[Any] = [None] * len(writes)
         asked: list[_Asked] = []
         alone: set[int] = set()
@@ -151,7 +152,7 @@ class CheckpointWrites:
         if self._inserts:
             try:
                 return self._database.blocking_transact(lambda session: written(session, insert=True))
-            except BulkWriteError as exc:
+            except OperationFailure as exc:
                 if not upserts.is_there(exc):
                     raise
         return self._database.blocking_transact(lambda session: written(session, insert=False))

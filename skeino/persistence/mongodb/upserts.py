@@ -11,7 +11,14 @@ from typing import Any, Final
 from pymongo import IndexModel, UpdateOne
 from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
-from pymongo.errors import BulkWriteError, ConnectionFailure
+from pymongo.errors import (
+    BulkWriteError,
+    ConnectionFailure,
+    DuplicateKeyError,
+    OperationFailure,
+    WriteConcernError,
+    WriteError,
+)
 
 from skeino.persistence.mongodb.documents import Document
 
@@ -46,8 +53,12 @@ def write(collection: Collection[Document], operations: Sequence[UpdateOne], *, 
     documents = new_documents(operations) if insert else None
     if documents:
         try:
-            collection.insert_many(documents, ordered=False)
+            _insert(collection, documents)
             return set()
+        except WriteConcernError:
+            return {*left}
+        except WriteError:
+            pass  # the only one
         except BulkWriteError as exc:
             if _is_late(exc):
                 return {*left}
@@ -70,17 +81,19 @@ def write_within(
     """The same in a transaction, which has failed if one of them cannot be inserted.
 
     Raises:
-        pymongo.errors.BulkWriteError: so it is; for want of a place, if `is_there` says so.
+        pymongo.errors.OperationFailure: so it is; for want of a place, if `is_there` says so.
     """
     documents = new_documents(operations) if insert else None
     if documents:
-        collection.insert_many(documents, ordered=False, session=session)
+        _insert(collection, documents, session)
     elif operations:
         collection.bulk_write(operations, ordered=False, session=session)
 
 
-def is_there(exc: BulkWriteError) -> bool:
+def is_there(exc: OperationFailure) -> bool:
     """Whether all that is wrong is a document that is there already."""
+    if not isinstance(exc, BulkWriteError):
+        return isinstance(exc, DuplicateKeyError)
     errors = (exc.details or {}).get("writeErrors", [])
     return bool(errors) and all(error["code"] == _DUPLICATE_KEY for error in errors)
 
@@ -104,6 +117,15 @@ def _new_document(operation: UpdateOne) -> Document | None:
     if any(isinstance(value, Mapping) for value in place.values()):  # a condition, not a value
         return None
     return {**dict(sorted(place.items())), **dict(sorted(fields.items()))}  # as the server has it
+
+
+def _insert(
+    collection: Collection[Document], documents: Sequence[Document], session: ClientSession | None = None
+) -> None:
+    if len(documents) == 1:  # PyMongo's way for one is shorter
+        collection.insert_one(documents[0], session=session)
+    else:
+        collection.insert_many(documents, ordered=False, session=session)
 
 
 def _is_late(exc: BulkWriteError) -> bool:
