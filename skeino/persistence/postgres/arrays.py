@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, ClassVar, Final, Self
 
 import psycopg
 from psycopg.adapt import Dumper
@@ -28,40 +28,62 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 
 
 class Array:
-    """An array of one type; `ARRAYS` has the classes."""
+    """An array of one type; `ARRAYS` has the classes.
 
-    __slots__ = ("items",)
+    Args:
+        items: as `item` makes them.
+    """
 
-    def __init__(self, items: Sequence[Any]) -> None:
-        self.items = items
+    __slots__ = ("count", "has_null", "parts")
+
+    item: ClassVar[Callable[[Any], bytes]]
+    """A value as an item of the array."""
+    encoded: ClassVar[Callable[[Any], bytes]]
+    """The same without its length, of what is not None."""
+
+    def __init__(self, items: Sequence[bytes]) -> None:
+        self.count = len(items)
+        self.has_null = _NULL in items
+        self.parts = items
+
+    @classmethod
+    def of(cls, values: Sequence[Any]) -> Self:
+        """Of values, of which none is copied more often than it must be."""
+        encoded, parts = cls.encoded, []
+        for value in values:
+            if value is None:
+                parts.append(_NULL)
+            else:
+                data = encoded(value)
+                parts.append(_LENGTH(len(data)))
+                parts.append(data)
+        array = cls(parts)
+        array.count, array.has_null = len(values), None in values
+        return array
 
 
 class _ArrayDumper(Dumper):
     format = Format.BINARY
     item_oid: int
-    encoded: Callable[[Any], bytes]
 
     def dump(self, obj: Array) -> bytes:
-        items = obj.items
-        if not items:
+        if not obj.count:
             return _EMPTY(0, 0, self.item_oid)
-        encoded = self.encoded
-        parts = [_HEAD(1, None in items, self.item_oid, len(items), 1)]
-        for item in items:
-            if item is None:
-                parts.append(_NULL)
-            else:
-                data = encoded(item)
-                parts.append(_LENGTH(len(data)))
-                parts.append(data)
-        return b"".join(parts)
+        return b"".join((_HEAD(1, obj.has_null, self.item_oid, obj.count, 1), *obj.parts))
 
 
 def _array(name: str, encoded: Callable[[Any], bytes]) -> type[Array]:
+    def item(value: Any) -> bytes:
+        if value is None:
+            return _NULL
+        data = encoded(value)
+        return _LENGTH(len(data)) + data
+
     of_type = psycopg.adapters.types[name]
-    array = type(f"ArrayOf{name.capitalize()}", (Array,), {"__slots__": ()})
-    attributes = {"oid": of_type.array_oid, "item_oid": of_type.oid, "encoded": staticmethod(encoded)}
-    psycopg.adapters.register_dumper(array, type(f"{array.__name__}Dumper", (_ArrayDumper,), attributes))
+    attributes = {"__slots__": (), "item": staticmethod(item), "encoded": staticmethod(encoded)}
+    array = type(f"ArrayOf{name.capitalize()}", (Array,), attributes)
+    dumper = type(f"{array.__name__}Dumper", (_ArrayDumper,), {"oid": of_type.array_oid, "item_oid": of_type.oid})
+    psycopg.adapters.register_dumper(array, dumper)
     return array
 
 
