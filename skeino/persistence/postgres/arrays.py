@@ -34,32 +34,17 @@ class Array:
         items: as `item` makes them.
     """
 
-    __slots__ = ("count", "has_null", "parts")
+    __slots__ = ("items",)
 
     item: ClassVar[Callable[[Any], bytes]]
     """A value as an item of the array."""
-    encoded: ClassVar[Callable[[Any], bytes]]
-    """The same without its length, of what is not None."""
 
     def __init__(self, items: Sequence[bytes]) -> None:
-        self.count = len(items)
-        self.has_null = _NULL in items
-        self.parts = items
+        self.items = items
 
     @classmethod
     def of(cls, values: Sequence[Any]) -> Self:
-        """Of values, of which none is copied more often than it must be."""
-        encoded, parts = cls.encoded, []
-        for value in values:
-            if value is None:
-                parts.append(_NULL)
-            else:
-                data = encoded(value)
-                parts.append(_LENGTH(len(data)))
-                parts.append(data)
-        array = cls(parts)
-        array.count, array.has_null = len(values), None in values
-        return array
+        return cls([*map(cls.item, values)])
 
 
 class _ArrayDumper(Dumper):
@@ -67,9 +52,10 @@ class _ArrayDumper(Dumper):
     item_oid: int
 
     def dump(self, obj: Array) -> bytes:
-        if not obj.count:
+        items = obj.items
+        if not items:
             return _EMPTY(0, 0, self.item_oid)
-        return b"".join((_HEAD(1, obj.has_null, self.item_oid, obj.count, 1), *obj.parts))
+        return b"".join((_HEAD(1, _NULL in items, self.item_oid, len(items), 1), *items))
 
 
 def _array(name: str, encoded: Callable[[Any], bytes]) -> type[Array]:
@@ -80,8 +66,7 @@ def _array(name: str, encoded: Callable[[Any], bytes]) -> type[Array]:
         return _LENGTH(len(data)) + data
 
     of_type = psycopg.adapters.types[name]
-    attributes = {"__slots__": (), "item": staticmethod(item), "encoded": staticmethod(encoded)}
-    array = type(f"ArrayOf{name.capitalize()}", (Array,), attributes)
+    array = type(f"ArrayOf{name.capitalize()}", (Array,), {"__slots__": (), "item": staticmethod(item)})
     dumper = type(f"{array.__name__}Dumper", (_ArrayDumper,), {"oid": of_type.array_oid, "item_oid": of_type.oid})
     psycopg.adapters.register_dumper(array, dumper)
     return array

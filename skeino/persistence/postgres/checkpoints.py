@@ -151,6 +151,8 @@ _encoded_fence: Final = encoder(_FENCE)
 _encoded_checkpoint: Final = encoder(_CHECKPOINT)
 _encoded_blob: Final = encoder(_BLOB)
 _encoded_write: Final = encoder(_WRITE)
+_encoded_own_blob: Final = encoder(_OWN_OF_BLOB)
+_encoded_own_write: Final = encoder(_OWN_OF_WRITE)
 
 
 class _Encoded(NamedTuple):
@@ -196,11 +198,11 @@ def _fence(write: Values) -> dict[str, Any]:
 
 
 def _checkpoint(write: Values) -> Values:
-    blobs = [row[2:] for row in write["blobs"]]  # the thread and the namespace are the checkpoint's
+    # The thread and the namespace of its blobs are its own.
     return {
         **_fence(write),
         **dict(zip(_CHECKPOINT, write["checkpoint"], strict=True)),
-        **_arrays(_OWN_OF_BLOB, blobs),
+        **columns(_OWN_OF_BLOB, [_encoded_own_blob(row[2:]) for row in write["blobs"]]),
     }
 
 
@@ -210,13 +212,8 @@ def _writes(write: Values) -> Values:
     return {
         **_fence(write),
         **dict(zip(_WRITE, rows[0][:5], strict=False)),
-        **_arrays(_OWN_OF_WRITE, [row[5:] for row in rows]),
+        **columns(_OWN_OF_WRITE, [_encoded_own_write(row[5:]) for row in rows]),
     }
-
-
-def _arrays(types: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
-    values = zip(*rows, strict=True) if rows else ((),) * len(types)
-    return {name: ARRAYS[of_type].of(column) for (name, of_type), column in zip(types.items(), values, strict=True)}
 
 
 CHECKPOINT: Final = Kind(PUT_CHECKPOINT, PUT_CHECKPOINTS, _checkpoint_encoded, _arrays_of_checkpoints, _checkpoint)
