@@ -45,7 +45,7 @@ def test_they_are_read_as_they_were_written(
         items = expected = []
     with psycopg.connect(postgres_dsn) as connection:
         connection.execute("SET timezone TO 'UTC'")
-        found = connection.execute("SELECT %b, pg_typeof(%b)::oid", 2 * [ARRAYS[of_type].of(items)]).fetchone()
+        found = connection.execute("SELECT %b, pg_typeof(%b)::oid", 2 * [ARRAYS[of_type](items)]).fetchone()
         assert found is not None
         assert found[0] == expected
         assert found[1] == psycopg.adapters.types[of_type].array_oid
@@ -57,4 +57,4 @@ def test_they_are_read_as_they_were_written(
 )
 def test_what_cannot_be_written_is_no_other_value(postgres_dsn: str, of_type: str, item: Any) -> None:
     with psycopg.connect(postgres_dsn) as connection, pytest.raises(Exception):  # noqa: B017, PT011 – of any kind
-        connection.execute("SELECT %b", [ARRAYS[of_type].of([item])])
+        connection.execute("SELECT %b", [ARRAYS[of_type]([item])])

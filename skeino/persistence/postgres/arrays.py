@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar, Final, Self
+from typing import Any, Final
 
 import psycopg
 from psycopg.adapt import Dumper
@@ -28,47 +28,40 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 
 
 class Array:
-    """An array of one type; `ARRAYS` has the classes.
-
-    Args:
-        items: as `item` makes them.
-    """
+    """An array of one type; `ARRAYS` has the classes."""
 
     __slots__ = ("items",)
 
-    item: ClassVar[Callable[[Any], bytes]]
-    """A value as an item of the array."""
-
-    def __init__(self, items: Sequence[bytes]) -> None:
+    def __init__(self, items: Sequence[Any]) -> None:
         self.items = items
-
-    @classmethod
-    def of(cls, values: Sequence[Any]) -> Self:
-        return cls([*map(cls.item, values)])
 
 
 class _ArrayDumper(Dumper):
     format = Format.BINARY
     item_oid: int
+    encoded: Callable[[Any], bytes]
 
     def dump(self, obj: Array) -> bytes:
         items = obj.items
         if not items:
             return _EMPTY(0, 0, self.item_oid)
-        return b"".join((_HEAD(1, _NULL in items, self.item_oid, len(items), 1), *items))
+        encoded = self.encoded
+        parts = [_HEAD(1, None in items, self.item_oid, len(items), 1)]
+        for item in items:
+            if item is None:
+                parts.append(_NULL)
+            else:
+                data = encoded(item)
+                parts.append(_LENGTH(len(data)))
+                parts.append(data)
+        return b"".join(parts)
 
 
 def _array(name: str, encoded: Callable[[Any], bytes]) -> type[Array]:
-    def item(value: Any) -> bytes:
-        if value is None:
-            return _NULL
-        data = encoded(value)
-        return _LENGTH(len(data)) + data
-
     of_type = psycopg.adapters.types[name]
-    array = type(f"ArrayOf{name.capitalize()}", (Array,), {"__slots__": (), "item": staticmethod(item)})
-    dumper = type(f"{array.__name__}Dumper", (_ArrayDumper,), {"oid": of_type.array_oid, "item_oid": of_type.oid})
-    psycopg.adapters.register_dumper(array, dumper)
+    array = type(f"ArrayOf{name.capitalize()}", (Array,), {"__slots__": ()})
+    attributes = {"oid": of_type.array_oid, "item_oid": of_type.oid, "encoded": staticmethod(encoded)}
+    psycopg.adapters.register_dumper(array, type(f"{array.__name__}Dumper", (_ArrayDumper,), attributes))
     return array
 
 

@@ -36,10 +36,8 @@ class Kind:
 
     one: str | None
     many: str | None
-    encoded: Callable[[Values], Any]
-    """The values of one, made ready for `arrays`: which can be done before it is known with which others it goes."""
-    arrays: Callable[[Sequence[Any]], dict[str, Any]]
-    """Of several that are so encoded, what `many` takes."""
+    arrays: Callable[[Sequence[Values]], dict[str, Any]]
+    """The values of several, as `many` takes them."""
     of_one: Callable[[Values], Values] = dict
     """The values of one, as `one` takes them."""
     goes_last: bool = False
@@ -234,47 +232,25 @@ FINISH_RUNS: Final = f"""
 """
 
 
-def encoder(types: Mapping[str, str]) -> Callable[[Sequence[Any]], tuple[bytes, ...]]:
-    """What encodes a row of these columns."""
-    items = [ARRAYS[of_type].item for of_type in types.values()]
-    return lambda row: tuple([item(value) for item, value in zip(items, row, strict=True)])
+def _columns(types: Mapping[str, str]) -> Callable[[Sequence[Values]], dict[str, Any]]:
+    arrays = {column: ARRAYS[of_type] for column, of_type in types.items()}
+    return lambda writes: {column: array([values[column] for values in writes]) for column, array in arrays.items()}
 
 
-def columns(types: Mapping[str, str], rows: Sequence[tuple[bytes, ...]]) -> dict[str, Any]:
-    """The arrays of such rows, by column."""
-    values = zip(*rows, strict=True) if rows else ((),) * len(types)
-    return {name: ARRAYS[of_type](column) for (name, of_type), column in zip(types.items(), values, strict=True)}
+def _with_ttl(types: Mapping[str, str]) -> Callable[[Sequence[Values]], dict[str, Any]]:
+    """As `_columns`, and the `ttl` of new threads, which is the same for all of a process."""
+    ttl = ("ttl_strategy", "ttl_minutes")
+    return lambda writes: {**_columns(types)(writes), **{name: writes[0][name] for name in ttl}}
 
 
-def _kind(
-    one: str, many: str, types: Mapping[str, str], *, common: Sequence[str] = (), goes_last: bool = False
-) -> Kind:
-    """Of writes that are a row each, with these columns; `common` are values that all writes of a process share."""
-    encoded = encoder(types)
+START: Final = Kind(START_RUN, START_RUNS, _columns(_START))
+START_READING: Final = Kind(START_READING_RUN, START_READING_RUNS, _columns(_START))
+START_ON_THREAD: Final = Kind(START_RUN_ON_THREAD, START_RUNS_ON_THREADS, _with_ttl(_START))
+ATTACH: Final = Kind(ATTACH_RUN, ATTACH_RUNS, _with_ttl(_ATTACH))
+CLAIM: Final = Kind(CLAIM_THREAD, CLAIM_THREADS, _with_ttl(_ATTACH))
+RELEASE: Final = Kind(RELEASE_THREAD, RELEASE_THREADS, _columns({"run_id": "uuid", "thread_id": "text"}))
+FINISH: Final = Kind(FINISH_RUN, FINISH_RUNS, _columns(_FINISH), goes_last=True)
+INTERRUPT: Final = Kind(INTERRUPT_RUNS, None, _columns({}))
 
-    def values_of(write: Values) -> tuple[tuple[bytes, ...], dict[str, Any]]:
-        return encoded([write[column] for column in types]), {name: write[name] for name in common}
-
-    def arrays(writes: Sequence[tuple[tuple[bytes, ...], dict[str, Any]]]) -> dict[str, Any]:
-        return {**columns(types, [row for row, _ in writes]), **writes[0][1]}
-
-    return Kind(one, many, values_of, arrays, goes_last=goes_last)
-
-
-def _no_rows(one: str | None) -> Kind:
-    return Kind(one, None, dict, lambda _: {})
-
-
-_TTL: Final = ("ttl_strategy", "ttl_minutes")  # of new threads
-
-START: Final = _kind(START_RUN, START_RUNS, _START)
-START_READING: Final = _kind(START_READING_RUN, START_READING_RUNS, _START)
-START_ON_THREAD: Final = _kind(START_RUN_ON_THREAD, START_RUNS_ON_THREADS, _START, common=_TTL)
-ATTACH: Final = _kind(ATTACH_RUN, ATTACH_RUNS, _ATTACH, common=_TTL)
-CLAIM: Final = _kind(CLAIM_THREAD, CLAIM_THREADS, _ATTACH, common=_TTL)
-RELEASE: Final = _kind(RELEASE_THREAD, RELEASE_THREADS, {"run_id": "uuid", "thread_id": "text"})
-FINISH: Final = _kind(FINISH_RUN, FINISH_RUNS, _FINISH, goes_last=True)
-INTERRUPT: Final = _no_rows(INTERRUPT_RUNS)
-
-NOTHING: Final = _no_rows(None)
+NOTHING: Final = Kind(None, None, _columns({}))
 """To wait for what came before: calls that were cancelled, but whose writes are on their way."""

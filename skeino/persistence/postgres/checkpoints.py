@@ -7,12 +7,12 @@ What is stored is what LangGraph's statements for one row would have stored, row
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from psycopg.types.numeric import Int8
 
 from skeino.persistence.postgres.arrays import ARRAYS
-from skeino.persistence.postgres.batches import PATIENCE, Kind, Values, columns, encoder, given
+from skeino.persistence.postgres.batches import PATIENCE, Kind, Values, given
 
 _CHECKPOINT: Final = {
     "thread_id": "text",
@@ -147,49 +147,27 @@ INSERT_WRITES_OF_ONE: Final = _put_writes_of_one("DO NOTHING")
 UPSERT_WRITES_OF_ONE: Final = _put_writes_of_one(_REPLACE)
 
 
-_encoded_fence: Final = encoder(_FENCE)
-_encoded_checkpoint: Final = encoder(_CHECKPOINT)
-_encoded_blob: Final = encoder(_BLOB)
-_encoded_write: Final = encoder(_WRITE)
-_encoded_own_blob: Final = encoder(_OWN_OF_BLOB)
-_encoded_own_write: Final = encoder(_OWN_OF_WRITE)
+def _columns(types: Mapping[str, str], rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    columns = zip(*rows, strict=True) if rows else ((),) * len(types)
+    return {name: ARRAYS[types[name]](column) for name, column in zip(types, columns, strict=True)}
 
 
-class _Encoded(NamedTuple):
-    fence: tuple[bytes, ...]
-    checkpoint: tuple[bytes, ...]
-    """Empty for pending writes."""
-    rows: Sequence[tuple[bytes, ...]]
-    """Its blobs, or the pending writes."""
-
-
-def _checkpoint_encoded(write: Values) -> _Encoded:
-    checkpoint = write["checkpoint"]
-    blobs = [_encoded_blob(row) for row in write["blobs"]]
-    return _Encoded(_encoded_fence((checkpoint[0], write["fence"])), _encoded_checkpoint(checkpoint), blobs)
-
-
-def _writes_encoded(write: Values) -> _Encoded:
-    rows = write["rows"]
-    return _Encoded(_encoded_fence((rows[0][0], write["fence"])), (), [_encoded_write(row) for row in rows])
-
-
-def _arrays_of_checkpoints(writes: Sequence[_Encoded]) -> dict[str, Any]:
-    checkpoints = columns(_CHECKPOINT, [write.checkpoint for write in writes])
-    return {**checkpoints, **_arrays_of_rows(_BLOB, writes)}
-
-
-def _arrays_of_writes(writes: Sequence[_Encoded]) -> dict[str, Any]:
-    return _arrays_of_rows(_WRITE, writes)
-
-
-def _arrays_of_rows(types: Mapping[str, str], writes: Sequence[_Encoded]) -> dict[str, Any]:
-    numbers = [number for number, write in enumerate(writes, 1) for _ in write.rows]
+def _arrays_of_checkpoints(writes: Sequence[Values]) -> dict[str, Any]:
+    blobs = [(number, *row) for number, values in enumerate(writes, 1) for row in values["blobs"]]
     return {
-        **columns(_FENCE, [write.fence for write in writes]),
-        **{name: ARRAYS[of_type].of(numbers) for name, of_type in _OF_WRITE.items()},
-        **columns(types, [row for write in writes for row in write.rows]),
+        **_fences([values["checkpoint"][0] for values in writes], writes),
+        **_columns(_CHECKPOINT, [values["checkpoint"] for values in writes]),
+        **_columns({**_OF_WRITE, **_BLOB}, blobs),
     }
+
+
+def _arrays_of_writes(writes: Sequence[Values]) -> dict[str, Any]:
+    rows = [(number, *row) for number, values in enumerate(writes, 1) for row in values["rows"]]
+    return {**_fences([values["rows"][0][0] for values in writes], writes), **_columns({**_OF_WRITE, **_WRITE}, rows)}
+
+
+def _fences(threads: Sequence[str], writes: Sequence[Values]) -> dict[str, Any]:
+    return _columns(_FENCE, [(thread_id, values["fence"]) for thread_id, values in zip(threads, writes, strict=True)])
 
 
 def _fence(write: Values) -> dict[str, Any]:
@@ -198,11 +176,11 @@ def _fence(write: Values) -> dict[str, Any]:
 
 
 def _checkpoint(write: Values) -> Values:
-    # The thread and the namespace of its blobs are its own.
+    blobs = [row[2:] for row in write["blobs"]]  # the thread and the namespace are the checkpoint's
     return {
         **_fence(write),
         **dict(zip(_CHECKPOINT, write["checkpoint"], strict=True)),
-        **columns(_OWN_OF_BLOB, [_encoded_own_blob(row[2:]) for row in write["blobs"]]),
+        **_columns(_OWN_OF_BLOB, blobs),
     }
 
 
@@ -212,17 +190,17 @@ def _writes(write: Values) -> Values:
     return {
         **_fence(write),
         **dict(zip(_WRITE, rows[0][:5], strict=False)),
-        **columns(_OWN_OF_WRITE, [_encoded_own_write(row[5:]) for row in rows]),
+        **_columns(_OWN_OF_WRITE, [row[5:] for row in rows]),
     }
 
 
-CHECKPOINT: Final = Kind(PUT_CHECKPOINT, PUT_CHECKPOINTS, _checkpoint_encoded, _arrays_of_checkpoints, _checkpoint)
+CHECKPOINT: Final = Kind(PUT_CHECKPOINT, PUT_CHECKPOINTS, _arrays_of_checkpoints, _checkpoint)
 """`checkpoint`: a row of `checkpoints`; `blobs`: those of `checkpoint_blobs`; `fence`: of its thread, or None. It
 results in a row if it was refused for that; so do the next two.
 """
 
-INSERTED: Final = Kind(INSERT_WRITES_OF_ONE, INSERT_WRITES, _writes_encoded, _arrays_of_writes, _writes)
+INSERTED: Final = Kind(INSERT_WRITES_OF_ONE, INSERT_WRITES, _arrays_of_writes, _writes)
 """`rows` of `checkpoint_writes`, and `fence`. One that is there already stays as it is."""
 
-UPSERTED: Final = Kind(UPSERT_WRITES_OF_ONE, UPSERT_WRITES, _writes_encoded, _arrays_of_writes, _writes)
+UPSERTED: Final = Kind(UPSERT_WRITES_OF_ONE, UPSERT_WRITES, _arrays_of_writes, _writes)
 """`rows` of `checkpoint_writes`, no two with the same `idx`, and `fence`; each takes the place of one that is there."""

@@ -96,7 +96,7 @@ async def latest_of_each(
 
     None, where an old LangGraph has left a part of it in the writes of the step before.
     """
-    arrays = [*map(ARRAYS["text"].of, zip(*places, strict=True))]
+    arrays = [*map(ARRAYS["text"], zip(*places, strict=True))]
     await cursor.execute(_LATEST_OF_EACH, arrays, binary=True, prepare=prepare or None)
     found: list[Sequence[DictRow] | None] = [()] * len(places)
     for row in await cursor.fetchall():

@@ -31,8 +31,7 @@ LARGE: Final = 2**18
 """Bytes from which on a write goes by itself, beside others: it takes as long as it takes to move them."""
 
 HALVES: Final = 32
-"""Measured with 128 at once: half as many again per second as in whole batches. With 32 it would be a tenth more, and a
-third less where the disk takes two milliseconds more for a commit, for each half waits for its own."""
+"""Measured with 128 at once: half as many again per second as in whole batches; with 32 at once, no more."""
 
 _ATTEMPTS: Final = 20
 _LOST: Final = ("40P01", "23503")  # deadlock detected; foreign key violation: the thread went away meanwhile
@@ -97,11 +96,8 @@ class Writer:
             StoreUnavailableError, InvalidInputError, SchemaError, StoreError: as `translated_errors`.
         """
         keys = (key,) if thread in (None, key) else (key, thread)
-        # While the server has others to write, there is time for it. What is large goes by itself.
-        goes_with_others = kind.many is not None and size < LARGE and not self._group.is_idle
-        encoded = kind.encoded(values) if goes_with_others else None
-        deadline = asyncio.get_running_loop().time() + self._operation_timeout
-        return self._group.enqueue(_Write(kind, values, encoded, keys, size, deadline))
+        write = _Write(kind, values, keys, size, asyncio.get_running_loop().time() + self._operation_timeout)
+        return self._group.enqueue(write)
 
     async def settled(self, thread: Hashable) -> None:
         """Wait until what was asked for before has been done; what is held up only if it is on this thread."""
@@ -146,7 +142,7 @@ class Writer:
             try:
                 if len(writes) == 1 and kind.one is not None and self._has_patience():
                     return {writes[0].keys[0]: await self._fetch_together(kind.one, kind.of_one(writes[0].values))}
-                values = kind.arrays([write.encoded or kind.encoded(write.values) for write in writes])
+                values = kind.arrays([write.values for write in writes])
                 values["patience"] = f"{round(1000 * PATIENCE)}ms"
                 rows = await self._fetch_together(kind.many, values)
             except (StoreUnavailableError, SchemaError) as exc:
@@ -192,7 +188,7 @@ class Writer:
         if kind.one is not None:
             statement, values = kind.one, kind.of_one(write.values)
         elif kind.many is not None:
-            statement, values = kind.many, {**kind.arrays([kind.encoded(write.values)]), "patience": None}
+            statement, values = kind.many, {**kind.arrays([write.values]), "patience": None}
         else:
             return []
         attempts = Attempts(self._patience)
@@ -215,8 +211,6 @@ class Writer:
 class _Write(NamedTuple):
     kind: Kind
     values: Values
-    encoded: Any
-    """The values for a statement of many, if they are encoded already."""
     keys: tuple[Hashable, ...]
     size: int
     deadline: float
