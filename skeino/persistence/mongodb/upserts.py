@@ -58,7 +58,7 @@ def write(collection: Collection[Document], operations: Sequence[UpdateOne], *, 
         except WriteConcernError:
             return {*left}
         except WriteError:
-            pass  # the only one
+            pass  # of a document by itself: it is all that is left
         except BulkWriteError as exc:
             if _is_late(exc):
                 return {*left}
