@@ -95,9 +95,10 @@ _FINISH: Final = {
 }
 
 
-# How rows of the tables are found: by subqueries of their own, or `= ANY` of an array, and never by a join. Those take
-# an index, whatever the planner knows of the table; a join with a table that has grown since it was last analysed
-# reads all of it, for every batch. `IN (SELECT …)` is a join, too; with `IS TRUE` behind it, it is a look-up in a hash.
+# How rows of the tables are found: by subqueries of their own, or `= ANY` of an array, and never by a join on `=`. Those
+# take an index, whatever the planner knows of the table; a join with a table that has grown since it was last analysed
+# reads all of it, for every batch. `= ANY(ARRAY[given.run_id])` joins, too, but there is one way only to carry it out: by
+# a look-up for each row of the batch.
 _HAS_NO_RUN: Final = "(SELECT TRUE FROM app_runs r WHERE r.run_id = given.run_id) IS NULL"
 _HAS_OWN_THREAD: Final = """(
         (SELECT t.owner IS NOT DISTINCT FROM given.owner FROM app_threads t WHERE t.thread_id = given.thread_id)
@@ -198,35 +199,29 @@ RELEASE_THREADS: Final = f"""
 # Of several runs on one thread the last says how it is left.
 FINISH_RUNS: Final = f"""
     {PATIENCE}, {given("given", _FINISH)}, finished AS (
-        UPDATE app_runs r SET (
-            status, finished_at, error, http_status, metadata, checkpoint_count, first_checkpoint_id,
-            last_checkpoint_id, paused, thread_id
-        ) = (
-            SELECT g.status, g.finished_at, g.error, g.http_status, r.metadata || g.metadata, g.checkpoint_count,
-                g.first_checkpoint_id, g.last_checkpoint_id, g.paused, coalesce(r.thread_id, (
-                    SELECT t.thread_id FROM app_threads t
-                    WHERE t.thread_id = g.thread_id AND t.owner IS NOT DISTINCT FROM r.owner
-                ))
-            FROM given g WHERE g.run_id = r.run_id
-        )
-        WHERE r.run_id = ANY(%(run_id)b::uuid[]) AND {_IS_ACTIVE}
-            AND ((r.run_id, r.worker_id) IN (SELECT g.run_id, g.worker_id FROM given g)) IS TRUE
-        RETURNING r.run_id, r.thread_id
+        UPDATE app_runs r SET
+            status = g.status, finished_at = g.finished_at, error = g.error, http_status = g.http_status,
+            metadata = r.metadata || g.metadata, checkpoint_count = g.checkpoint_count,
+            first_checkpoint_id = g.first_checkpoint_id, last_checkpoint_id = g.last_checkpoint_id,
+            paused = g.paused, thread_id = coalesce(r.thread_id, (
+                SELECT t.thread_id FROM app_threads t
+                WHERE t.thread_id = g.thread_id AND t.owner IS NOT DISTINCT FROM r.owner
+            ))
+        FROM (SELECT * FROM given ORDER BY run_id) g
+        WHERE r.run_id = ANY(ARRAY[g.run_id]) AND r.worker_id = g.worker_id AND {_IS_ACTIVE}
+        RETURNING r.run_id, r.thread_id, g.position, g.thread_status, g.finished_at
     ), ending AS MATERIALIZED (
-        SELECT finished.thread_id, (array_agg(thread_status ORDER BY position DESC))[1] AS status,
+        SELECT thread_id, (array_agg(thread_status ORDER BY position DESC))[1] AS status,
             max(finished_at) AS finished_at
-        FROM finished JOIN given ON given.run_id = finished.run_id
-        WHERE thread_status IS NOT NULL AND finished.thread_id IS NOT NULL
-        GROUP BY finished.thread_id
+        FROM finished WHERE thread_status IS NOT NULL AND thread_id IS NOT NULL
+        GROUP BY thread_id
     ), locked AS MATERIALIZED (
         SELECT thread_id FROM app_threads WHERE thread_id = ANY(ARRAY(SELECT thread_id FROM ending))
         ORDER BY thread_id FOR NO KEY UPDATE
     ), settled AS (
-        UPDATE app_threads t SET (status, updated_at) = (
-            SELECT ending.status, greatest(t.updated_at, ending.finished_at)
-            FROM ending WHERE ending.thread_id = t.thread_id
-        )
-        WHERE t.thread_id = ANY(ARRAY(SELECT thread_id FROM locked))
+        UPDATE app_threads t SET status = ending.status, updated_at = greatest(t.updated_at, ending.finished_at)
+        FROM ending
+        WHERE t.thread_id = ANY(ARRAY[ending.thread_id]) AND (SELECT count(*) FROM locked) > 0
     )
     SELECT run_id::text FROM finished
 """
