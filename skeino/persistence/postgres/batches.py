@@ -95,10 +95,10 @@ _FINISH: Final = {
 }
 
 
-# How rows of the tables are found: by subqueries of their own, or `= ANY` of an array, and never by a join on `=`. Those
+# How rows of the tables are found: by subqueries of their own, or `= ANY` of an array, and never by a join on `=`. They
 # take an index, whatever the planner knows of the table; a join with a table that has grown since it was last analysed
-# reads all of it, for every batch. `= ANY(ARRAY[given.run_id])` joins, too, but there is one way only to carry it out: by
-# a look-up for each row of the batch.
+# reads all of it, for every batch. `= ANY(ARRAY[given.run_id])` is a join, too, but can only be carried out in one way:
+# by a look-up for each row of the batch.
 _HAS_NO_RUN: Final = "(SELECT TRUE FROM app_runs r WHERE r.run_id = given.run_id) IS NULL"
 _HAS_OWN_THREAD: Final = """(
         (SELECT t.owner IS NOT DISTINCT FROM given.owner FROM app_threads t WHERE t.thread_id = given.thread_id)
@@ -196,7 +196,8 @@ RELEASE_THREADS: Final = f"""
     )
     WHERE t.thread_id = ANY(ARRAY(SELECT thread_id FROM given)) AND t.queue <> '{{}}'
 """
-# Of several runs on one thread the last says how it is left.
+# Of several runs on one thread the last says how it is left. All threads are locked before the first is changed, for
+# `locked` is counted.
 FINISH_RUNS: Final = f"""
     {PATIENCE}, {given("given", _FINISH)}, finished AS (
         UPDATE app_runs r SET
