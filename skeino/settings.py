@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -15,6 +16,8 @@ from skeino.errors import ConfigurationError
 from skeino.holds import MultitaskStrategy
 
 if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
     from skeino.persistence.rows import ThreadTTL
 
 ENVIRONMENT_PREFIX: Final = "SKEINO_"
@@ -123,26 +126,32 @@ class SkeinoSettings(BaseSettings):
             try:
                 super().__init__(**values)
             except ValidationError as exc:
-                problems = "; ".join(
-                    f"{'.'.join(str(part) for part in error['loc'])}: {error['msg']}"
-                    for error in exc.errors(include_input=False, include_url=False, include_context=False)
-                )
-                fields = ", ".join(type(self).model_fields)
-                raise ConfigurationError(
-                    f"SkeinoSettings cannot be built ({problems}); its fields are {fields}."
-                ) from None
+                fields = [*type(self).model_fields]
+                errors = exc.errors(include_input=False, include_url=False, include_context=False)
+                problems = " ".join(_problem(".".join(map(str, one["loc"])), one, fields) for one in errors)
+                raise ConfigurationError(f"SkeinoSettings cannot be built: {problems}") from None
             except SettingsError as exc:  # a variable that is no JSON
                 raise ConfigurationError(
                     f"SkeinoSettings cannot be built ({exc}): the variable's value must be a JSON object."
                 ) from None
 
 
-def _refuse_misspelt_variables(fields: Any) -> None:
+def _problem(name: str, error: ErrorDetails, fields: Sequence[str]) -> str:
+    if error["type"] == "extra_forbidden":
+        return f"{name} is not one of its fields, {_meant(name, fields)}"
+    return f"{name}: {error['msg']}."
+
+
+def _refuse_misspelt_variables(fields: Iterable[str]) -> None:
     """Refuse `SKEINO_SCHEME` and `SKEINO_CHECKPOINTER_SCHEMA`: falling back to memory in silence would lose data."""
     known = [f"{ENVIRONMENT_PREFIX}{name}".upper() for name in fields]
     for variable in os.environ:
         upper = variable.upper()
         if upper.startswith(ENVIRONMENT_PREFIX) and upper not in known and not _SET_BY_A_CLUSTER.fullmatch(upper):
-            close = difflib.get_close_matches(upper, known, n=1, cutoff=0.6)
-            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}."
-            raise ConfigurationError(f"The environment variable {variable} is not one of skeino's: {hint}")
+            problem = f"The environment variable {variable} is not one of skeino's"
+            raise ConfigurationError(f"{problem}: {_meant(upper, known)}")
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}."

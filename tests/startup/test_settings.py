@@ -53,9 +53,16 @@ def test_it_is_frozen() -> None:
         settings.checkpointer_scheme = "sqlite"
 
 
-def test_an_unknown_field_is_refused_with_the_known_ones() -> None:
-    wrong: dict[str, Any] = {"checkpoint_uri": URI}
-    with pytest.raises(ConfigurationError, match=r"checkpoint_uri: .*its fields are checkpointer_scheme") as caught:
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("checkpoint_uri", r"did you mean checkpointer_uri\?$"),
+        ("database", r"known are checkpointer_scheme, .*sweep_interval_minutes\.$"),
+    ],
+)
+def test_an_unknown_field_is_refused_with_what_may_be_meant(name: str, hint: str) -> None:
+    wrong: dict[str, Any] = {name: URI}
+    with pytest.raises(ConfigurationError, match=f"{name} is not one of its fields, {hint}") as caught:
         SkeinoSettings(**wrong)
     assert SECRET not in str(caught.value)
 
