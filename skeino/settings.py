@@ -51,7 +51,8 @@ class SkeinoSettings(BaseSettings):
     )
 
     checkpointer_scheme: str = Field(default="memory", min_length=1)
-    """The backend of both halves: memory, sqlite, postgres, mongodb, or one registered by you. Case does not matter."""
+    """The backend of both halves: memory, sqlite, postgres, mongodb, redis, or one registered by you. Case does not
+    matter."""
 
     checkpointer_uri: str | None = Field(default=None, repr=False)
     """The backend's connection string. It never chooses the backend: without a scheme it is ignored."""

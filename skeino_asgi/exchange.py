@@ -36,6 +36,8 @@ class HttpExchange:
     completing = False
     """The server has been handed the last message; it may say that the client left before it returns."""
     complete = False
+    _unsent: OSError | None = None
+    """What `send` raised for that."""
     _trailers = False
     _answering = False
     _replaced = False
@@ -73,8 +75,8 @@ class HttpExchange:
             describe_span(self._span, self._run)
         try:
             await self._send(message)
-        except OSError:  # the server's word for a client that left (ASGI HTTP, since specification 2.4)
-            self.left = not self.complete
+        except OSError as exc:  # the server's word for a client that left (ASGI HTTP, since specification 2.4)
+            self.left, self._unsent = not self.complete, exc
             raise
         self.complete = self.completing
 
@@ -132,7 +134,7 @@ class HttpExchange:
             return interrupted("cancelled", message, status)
         if isinstance(exc, ClientDisconnect) and not self.left and isinstance(exc.__context__, OSError):
             exc = exc.__context__  # Starlette takes any OSError of a stream's body for the client's leaving
-        if isinstance(exc, ClientDisconnect) or (exc is None and self.left):
+        if isinstance(exc, ClientDisconnect) or (self.left and (exc is None or exc is self._unsent)):
             message = "The client left before the response was complete."
             return interrupted("client_disconnected", message, status)
         if exc is not None:
@@ -142,7 +144,8 @@ class HttpExchange:
         return failed("incomplete_response", "The application returned before its response was complete.", status)
 
     def _phase(self) -> str:
-        if self.status is None:
+        status = storable_status(self.status)
+        if status is None or (status >= 500 and self.complete):  # which says that it was raised
             return "before the response"
         return "after the response" if self.complete else "during the response"
 

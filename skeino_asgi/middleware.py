@@ -179,12 +179,14 @@ class RunMiddleware:
                 owner, thread_id = await self._asked(scope, headers)
             elif headers or self._thread_path is not None:
                 thread_id = self._thread_named(scope, headers)
-            run = self._begin(opening, scope, headers, owner, thread_id, span)
+            claims_first = self._claims_first is not None and self._claims_first(scope)
+            state = _state(scope, opening.state, None)
+            run = self._begin(opening, scope, headers, owner, thread_id, span)  # from here on it has to be ended
             if not self._records_on_use:
                 await opening.write_row(run)
             elif self._owner is not None:
                 await opening.admit(run)
-            if self._claims_first is not None and run.thread_id is not None and self._claims_first(scope):
+            if claims_first and run.thread_id is not None:
                 await opening.claim(run, run.thread_id)
         except REFUSALS as exc:
             if isinstance(exc, StoreUnavailableError) and self.tracker.settings.on_store_error == "untracked":
@@ -193,7 +195,8 @@ class RunMiddleware:
             else:
                 await refuse(scope, send, exc)
             return
-        scope["state"] = _state(scope, opening.state, run)
+        state["run"] = run
+        scope["state"] = state
         current_run_var.set(run)
         exchange = (
             WebSocketExchange(run, receive, send)

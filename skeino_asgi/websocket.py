@@ -9,7 +9,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from skeino.runs import Run
 from skeino_asgi.exchange import storable_status, with_run
-from skeino_asgi.outcome import HTTP_ERROR, Outcome, failed, interrupted, raised, succeeded
+from skeino_asgi.outcome import HTTP_ERROR, Outcome, failed, interrupted, is_stopped, raised, stopped, succeeded
 
 if TYPE_CHECKING:
     from starlette.types import Message, Receive, Send
@@ -65,6 +65,8 @@ class WebSocketExchange:
         """The run's outcome, once the application has returned or raised."""
         if isinstance(exc, BaseExceptionGroup) and exc.split(WebSocketDisconnect)[1] is None:
             exc = WebSocketDisconnect()  # raised within a task group
+        if self._run.conflict is not None and is_stopped(self._run, exc):
+            return stopped(self._run.conflict, self.status)
         if isinstance(exc, asyncio.CancelledError):
             return interrupted("cancelled", "The connection was cancelled, by the server or a time limit.")
         if self.closed_by_client == SERVICE_RESTART and (exc is None or isinstance(exc, WebSocketDisconnect)):

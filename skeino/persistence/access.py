@@ -50,9 +50,15 @@ async def allow_write(run: Run, thread_id: str, *, goes_on: bool = False) -> Non
     if run.claims is not None:
         try:
             await run.claims.claim(run, thread_id, goes_on=goes_on)
-        except (ThreadBusyError, RunInterruptedError) as exc:
+        except RunInterruptedError as exc:
             run.conflict = exc
             raise
+        except ThreadBusyError as exc:
+            if run.thread_id in (None, thread_id):  # over another thread it is an exception like any other
+                run.conflict = exc
+            raise
+        if isinstance(run.conflict, ThreadBusyError):  # the application goes on without that thread
+            run.conflict = None
     elif run.store is not None:
         await run.store.attach_thread(run.run_id, thread_id, owner=run.owner)
     run.learn_thread(thread_id)

@@ -210,7 +210,8 @@ class ThreadClaims:
         try:
             return await self._stand_in_queue(run, thread_id)
         except BaseException:  # whatever it was, the run must not stand in others' way
-            self.release(run)
+            run.holds.does_not_get(thread_id)
+            self._release(run.run_id, thread_id)
             raise
         finally:
             self._look_no_more(run.run_id, thread_id)

@@ -293,6 +293,65 @@ async def test_an_error_that_only_comes_of_the_conflict_counts_as_one(settings: 
         await first
 
 
+async def test_a_conflict_over_another_thread_explains_no_error_of_the_application(settings: SkeinoSettings) -> None:
+    scene = Scene(settings)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["query_string"]:
+            await scene.app.app(scope, receive, send)
+            return
+        run, graph = scope["state"]["run"], compiled(scope["state"]["checkpointer"])
+        run.multitask_strategy = "reject"
+        await graph.ainvoke({"words": ["a"]}, run.config)
+        with pytest.raises(ThreadBusyError):
+            await graph.ainvoke({"words": ["b"]}, {"configurable": {"thread_id": "t"}})
+        await graph.ainvoke({"words": ["c"]}, run.config)
+        await answering(500)(scope, receive, send)
+
+    wrapped = RunMiddleware(app, tracker=scene.app.tracker)
+    async with connected(wrapped) as client:
+        first = await scene.holding(client)
+        failed = await client.post("/", headers={"X-Thread-ID": "own"})
+        assert failed.status_code == 500
+        row = await ended(store_of(wrapped), failed.headers["x-run-id"])
+        assert row["error"] is not None
+        assert (row["status"], row["error"]["code"], row["thread_id"]) == ("error", "http_error", "own")
+        scene.go_on.set()
+        assert (await first).status_code == 200
+
+
+async def test_a_conflict_over_a_first_thread_is_forgotten_once_there_is_another(settings: SkeinoSettings) -> None:
+    scene = Scene(settings)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["query_string"]:
+            await scene.app.app(scope, receive, send)
+            return
+        run, graph = scope["state"]["run"], compiled(scope["state"]["checkpointer"])
+        run.multitask_strategy = "reject"
+        with pytest.raises(ThreadBusyError):
+            await graph.ainvoke({"words": ["b"]}, {"configurable": {"thread_id": "t"}})
+        await graph.ainvoke({"words": ["c"]}, {"configurable": {"thread_id": "another"}})
+        await answering(500)(scope, receive, send)
+
+    wrapped = RunMiddleware(app, tracker=scene.app.tracker)
+    async with connected(wrapped) as client:
+        first = await scene.holding(client)
+        assert (await client.post("/")).status_code == 500
+        scene.go_on.set()
+        assert (await first).status_code == 200
+
+
+async def test_a_claim_that_cannot_be_decided_on_leaves_no_run(settings: SkeinoSettings) -> None:
+    def decide(scope: Any) -> bool:
+        raise KeyError("tenant")
+
+    wrapped = RunMiddleware(answering(), settings=settings, claim=decide)
+    async with connected(wrapped) as client:
+        assert (await client.post("/", headers=ON_T)).status_code == 500
+        assert await store_of(wrapped).search_runs() == []
+
+
 async def test_a_run_outside_of_requests_raises_what_it_is(settings: SkeinoSettings) -> None:
     tracker = RunTracker(settings)
     async with tracker.lifespan():

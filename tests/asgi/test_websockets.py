@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from skeino import Run, SkeinoSettings, current_run
+from skeino.errors import RunInterruptedError
 from skeino_asgi import RunMiddleware, RunTracker
 from tests.asgi.conftest import ended, store_of
 from tests.asgi.graphs import compiled
@@ -186,6 +187,41 @@ async def test_a_client_that_is_gone_when_it_is_sent_something_leaves_an_interru
         row = await ended(store_of(wrapped), run["run_id"])
     assert row["error"] is not None
     assert (row["status"], row["error"]["code"]) == ("interrupted", "client_disconnected")
+
+
+async def test_a_connection_whose_thread_another_run_takes_is_interrupted(settings: SkeinoSettings) -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        run, graph = scope["state"]["run"], compiled(scope["state"]["checkpointer"])
+        await send({"type": "websocket.accept"})
+        await graph.ainvoke({"words": ["a"]}, run.config)
+        begun.set()
+        await go_on.wait()
+        await graph.ainvoke({"words": ["b"]}, run.config)
+
+    wrapped = RunMiddleware(app, settings=settings, track_websockets=True, thread_path="/threads/{thread_id}")
+    tracker = wrapped.tracker
+    scope = {"type": "websocket", "path": "/threads/t", "headers": [], "state": {}}
+
+    async def send(message: Any) -> None:
+        pass
+
+    async with tracker.lifespan():
+        connection = asyncio.create_task(wrapped(scope, asyncio.Queue[Any]().get, send))
+        await begun.wait()
+        async with tracker.run(thread_id="t", multitask_strategy="interrupt") as other:
+            await compiled(tracker.checkpointer).ainvoke({"words": ["c"]}, other.config)
+        go_on.set()
+        with pytest.raises(RunInterruptedError):
+            await connection
+        rows = await store_of(wrapped).search_runs(thread_id="t")
+        row = await ended(store_of(wrapped), next(row["run_id"] for row in rows if row["run_id"] != other.run_id))
+        thread = await store_of(wrapped).get_thread("t")
+    assert row["error"] is not None
+    assert (row["status"], row["error"]["code"]) == ("interrupted", "run_interrupted")
+    assert thread is not None
+    assert thread["status"] == "idle"
 
 
 def test_each_message_can_be_a_run_of_its_own() -> None:

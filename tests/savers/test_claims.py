@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import operator
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Annotated, Any, TypedDict
 
@@ -66,6 +67,11 @@ async def two_processes(settings: SkeinoSettings) -> AsyncIterator[tuple[RunTrac
         for tracker in trackers:
             await stack.enter_async_context(tracker.lifespan())
         yield trackers
+
+
+def apart(run: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    """A task that is no part of the run that begins it."""
+    return asyncio.create_task(run, context=contextvars.Context())
 
 
 async def said_on(saver: Saver, thread_id: str = "t") -> list[str]:
@@ -226,6 +232,28 @@ async def test_a_run_that_gives_up_waiting_is_in_nobodys_way(tracker: RunTracker
     async with asyncio.timeout(10):
         await asyncio.gather(first, third)
     assert (await said_on(tracker.checkpointer))[::2] == ["one", "three"]
+
+
+async def test_who_does_not_get_one_thread_keeps_the_others(tracker: RunTracker, stage: Stage) -> None:
+    go_on = stage.holding("two")
+    async with tracker.run(thread_id="one", multitask_strategy="reject") as run:
+        await stage.graph.ainvoke(said("one"), run.config)
+        assert await stage.begun.get() == "one"
+        other = apart(stage.told(tracker, "two", thread_id="two"))
+        assert await stage.begun.get() == "two"
+        with pytest.raises(ThreadBusyError):
+            await stage.graph.ainvoke(said("too"), config_of("two"))
+        with pytest.raises(ThreadBusyError):
+            await apart(stage.told(tracker, "not now", thread_id="one", multitask_strategy="reject"))
+        await stage.graph.ainvoke(said("more"), run.config)
+        go_on.set()
+        await other
+    assert len(await said_on(tracker.checkpointer, "one")) == 4
+    assert len(await said_on(tracker.checkpointer, "two")) == 2
+    assert [(await the_run(tracker.metadata_store, one.run_id))["status"] for one in (run, await other)] == [
+        "success",
+        "success",
+    ]
 
 
 async def test_a_write_without_a_graph_claims_as_well(tracker: RunTracker, stage: Stage) -> None:

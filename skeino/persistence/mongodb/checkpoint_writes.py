@@ -19,6 +19,7 @@ from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
 from pymongo.errors import ConnectionFailure, OperationFailure
 
+from skeino.errors import StoreUnavailableError
 from skeino.persistence.group_commit import ThreadCommit
 from skeino.persistence.mongodb import upserts
 from skeino.persistence.mongodb.connections import MongoDatabase
@@ -110,7 +111,7 @@ class CheckpointWrites:
         try:
             for position in self._together(asked):
                 answers[position] = RefusedError()
-        except ConnectionFailure:
+        except (ConnectionFailure, StoreUnavailableError):
             raise
         except _FailedError as exc:
             alone |= exc.positions
@@ -179,7 +180,7 @@ class CheckpointWrites:
         for write in writes:
             try:
                 answers.append(self._one_alone(write))
-            except ConnectionFailure as exc:  # the others need not wait for the same
+            except (ConnectionFailure, StoreUnavailableError) as exc:  # the others need not wait for the same
                 return [*answers, *[exc] * (len(writes) - len(answers))]
             except Exception as exc:
                 answers.append(exc)

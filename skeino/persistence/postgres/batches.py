@@ -97,8 +97,8 @@ _FINISH: Final = {
 
 # How rows of the tables are found: by subqueries of their own, or `= ANY` of an array, and never by a join on `=`. They
 # take an index, whatever the planner knows of the table; a join with a table that has grown since it was last analysed
-# reads all of it, for every batch. `= ANY(ARRAY[given.run_id])` is a join, too, but can only be carried out in one way:
-# by a look-up for each row of the batch.
+# reads all of it, for every batch. `= ANY(ARRAY[given.run_id])` is a join, too, which can be neither hashed nor merged:
+# each row of the batch is looked up, in the order that the batch is in.
 _HAS_NO_RUN: Final = "(SELECT TRUE FROM app_runs r WHERE r.run_id = given.run_id) IS NULL"
 _HAS_OWN_THREAD: Final = """(
         (SELECT t.owner IS NOT DISTINCT FROM given.owner FROM app_threads t WHERE t.thread_id = given.thread_id)
@@ -209,7 +209,7 @@ FINISH_RUNS: Final = f"""
                 WHERE t.thread_id = g.thread_id AND t.owner IS NOT DISTINCT FROM r.owner
             ))
         FROM (SELECT * FROM given ORDER BY run_id) g
-        WHERE r.run_id = ANY(ARRAY[g.run_id]) AND r.worker_id = g.worker_id AND {_IS_ACTIVE}
+        WHERE r.run_id = ANY(ARRAY[g.run_id]) AND r.worker_id = ANY(ARRAY[g.worker_id]) AND {_IS_ACTIVE}
         RETURNING r.run_id, r.thread_id, g.position, g.thread_status, g.finished_at
     ), ending AS MATERIALIZED (
         SELECT thread_id, (array_agg(thread_status ORDER BY position DESC))[1] AS status,
