@@ -274,7 +274,8 @@ class Run:
     def thread_id(self, thread_id: str) -> None:
         if self._thread_id is not None and thread_id != self._thread_id:
             raise InvalidInputError(
-                f"The run {self.run_id} belongs to another thread already: start a run of its own for each thread."
+                f"The run {self.run_id} belongs to the thread {self._thread_id!r} already: start a run of its own for "
+                "each thread, or have a request's thread known before its handler starts (thread_path=, thread_id=)."
             )
         self._used = True
         self._thread_id = validate_thread_id(thread_id)

@@ -46,7 +46,7 @@ def validate_id(value: object, name: str) -> str:
     if len(value) > MAX_ID_CHARACTERS:
         raise InvalidInputError(f"{name} has {len(value)} characters: at most {MAX_ID_CHARACTERS} are allowed.")
     if not value.strip():
-        raise InvalidInputError(f"{name} is empty: give each conversation an id of its own.")
+        raise InvalidInputError(f"{name} is empty: it must have 1 to {MAX_ID_CHARACTERS} printable characters.")
     if not value.isprintable():  # control characters, NUL, lone surrogates, line separators
         raise InvalidInputError(f"{name} has a character that is not printable: remove it.")
     return str.__str__(value)

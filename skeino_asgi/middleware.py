@@ -303,7 +303,7 @@ class RunMiddleware:
         owner = await self._owner_of(connection)
         if self._thread_id is None:
             return owner, self._thread_named(scope, headers)
-        thread_id = await _resolved(self._thread_id, connection)
+        thread_id = await _resolved(self._thread_id, connection, "thread_id")
         return owner, None if thread_id is None else validate_thread_id(thread_id)
 
     def _headers_of(self, scope: Scope) -> Headers:
@@ -314,7 +314,7 @@ class RunMiddleware:
         return found
 
     async def _owner_of(self, connection: HTTPConnection) -> str | None:
-        owner = None if self._owner is None else await _resolved(self._owner, connection)
+        owner = None if self._owner is None else await _resolved(self._owner, connection, "owner")
         return None if owner is None else validate_id(owner, "owner")
 
     def _thread_named(self, scope: Scope, headers: Headers) -> str | None:
@@ -343,9 +343,12 @@ def _state(scope: Scope, opened: dict[str, Any], run: Run | None) -> dict[str, A
     return state
 
 
-async def _resolved(resolver: Resolver, connection: HTTPConnection) -> str | None:
+async def _resolved(resolver: Resolver, connection: HTTPConnection, name: str) -> str | None:
     found = resolver(connection)
-    return await found if inspect.isawaitable(found) else found
+    found = await found if inspect.isawaitable(found) else found
+    if found is not None and not isinstance(found, str):  # no client's mistake
+        raise ConfigurationError(f"{name}= must give a string or None, not {type(found).__name__}.")
+    return found
 
 
 def _description(method: str, path: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -52,12 +52,18 @@ def predicate_of(choice: PathChoice, name: str) -> Callable[[Scope], bool]:
     """Whether a scope is among those chosen.
 
     Raises:
-        ConfigurationError: a path does not begin with "/".
+        ConfigurationError: a path does not begin with "/", or has a "*" that is not its last part.
     """
     if callable(choice):
         return choice
     if isinstance(choice, str) or not all(str(path).startswith("/") for path in choice):
         raise ConfigurationError(f"{name} must be a collection of paths that begin with '/', or a predicate.")
+    for path in choice:
+        if "*" in path.removesuffix("/*"):
+            raise ConfigurationError(
+                f"{name} has {path!r}, in which '*' would be a mere character: end a path with '/*' for all below it, "
+                "or give a predicate."
+            )
     exact = frozenset(path for path in choice if not path.endswith("/*"))
     prefixes = tuple(path[:-1] for path in choice if path.endswith("/*"))
 

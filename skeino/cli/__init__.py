@@ -1,11 +1,12 @@
 """The command line. Each command has a module of its own, and `--json` for programs.
 
 Exit statuses: 0 done, and all is well; 1 it was not, or could not be done; 2 the command or a setting is wrong;
-130 interrupted by Ctrl-C.
+130 interrupted by Ctrl-C. With `--json` an error that ends the command is `{"error": …}`.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 
 import typer
@@ -38,12 +39,11 @@ def run() -> int:
     """Run the command that the process's arguments name; returns the exit status."""
     try:
         app(standalone_mode=True)
-    except ConfigurationError as exc:
-        print(exc, file=sys.stderr)
-        return 2
     except SkeinoError as exc:
         print(exc, file=sys.stderr)
-        return 1
+        if "--json" in sys.argv:
+            print(json.dumps({"error": str(exc)}, ensure_ascii=False))
+        return 2 if isinstance(exc, ConfigurationError) else 1
     except SystemExit as exc:
         return exc.code if isinstance(exc.code, int) else 1
     return 0

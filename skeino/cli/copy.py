@@ -18,7 +18,7 @@ from skeino.copying import CopyProgress, CopyReport, Count, copy_persistence, su
 from skeino.copying.moving import DEFAULT_CONCURRENCY, MAX_CONCURRENCY
 from skeino.copying.report import OnProgress
 from skeino.errors import ConfigurationError
-from skeino.persistence.registry import ALIASES
+from skeino.persistence.registry import ALIASES, beginning_of
 from skeino.settings import SkeinoSettings
 
 COPIED: Final = ("sqlite", "postgres", "mongodb")
@@ -89,14 +89,14 @@ def settings_of(uri: str, option: str) -> SkeinoSettings:
             f"{option} must begin with its scheme: sqlite:///file.db, postgresql://user@host/db or mongodb://host/db."
         )
     if scheme not in COPIED:
-        told = f"begins with {prefix!r}" if name.isalnum() and len(name) < 20 else "is none"
         why = {
             "redis": "keeps no threads and runs",
             "rediss": "keeps no threads and runs",
             "memory": "keeps nothing beyond its process",
         }.get(scheme, "is not known to this command")
+        wanted = f"{', '.join(COPIED[:-1])} or {COPIED[-1]}"
         raise ConfigurationError(
-            f"{option} must be a URI of {', '.join(COPIED[:-1])} or {COPIED[-1]}, but it {told}, which {why}."
+            f"{option} must be a URI of {wanted}, but it {beginning_of(uri.strip())}, which {why}."
         )
     return SkeinoSettings(
         checkpointer_scheme=scheme, checkpointer_uri=uri, checkpointer_options={}, allow_ephemeral_metadata=False

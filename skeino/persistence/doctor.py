@@ -7,14 +7,15 @@ from typing import Final
 
 from skeino.errors import SkeinoError
 from skeino.persistence.checks import Check, of_strictness, of_versions, unreachable
-from skeino.persistence.opening import open_checkpointer, spec_of
-from skeino.persistence.registry import checkpointer_builder, doctor_of
+from skeino.persistence.opening import URI_IN_VAIN, open_checkpointer, refuse_split_brain, spec_of
+from skeino.persistence.registry import doctor_of
 from skeino.settings import SkeinoSettings
 
 _OF_SCHEMES: Final = {
     "memory": "Nothing is kept beyond the process, so there is no database.",
     "redis": "Threads and runs are in memory beside it, and are lost at a restart.",
 }
+_NO_SCHEME: Final = "No scheme is set in the environment; one in the application's Python code is not seen here."
 
 
 async def examine(settings: SkeinoSettings, workers: int = 1) -> AsyncIterator[Check]:
@@ -30,7 +31,7 @@ async def examine(settings: SkeinoSettings, workers: int = 1) -> AsyncIterator[C
     yield of_versions()
     yield of_strictness()
     spec = spec_of(settings)
-    checkpointer_builder(spec.scheme)
+    refuse_split_brain(settings)
     examine_backend = doctor_of(spec.scheme)
     if examine_backend is not None:
         async for check in examine_backend(spec, workers, settings.lease_seconds):
@@ -38,7 +39,12 @@ async def examine(settings: SkeinoSettings, workers: int = 1) -> AsyncIterator[C
         return
     sentence = _OF_SCHEMES.get(spec.scheme, "The scheme is not one of skeino's own: there are no more checks for it.")
     if spec.scheme == "memory":
-        yield Check("reachable", "skipped", sentence)
+        async with open_checkpointer(settings):
+            yield Check("reachable", "skipped", sentence)
+        if settings.checkpointer_uri:
+            yield Check("scheme", "warning", URI_IN_VAIN, "Set SKEINO_CHECKPOINTER_SCHEME.")
+        elif "checkpointer_scheme" not in settings.model_fields_set:
+            yield Check("scheme", "warning", _NO_SCHEME, "Set SKEINO_CHECKPOINTER_SCHEME as the application has it.")
         return
     try:
         async with open_checkpointer(settings):

@@ -6,7 +6,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver
@@ -29,6 +29,8 @@ from skeino.runs import current_run
 from skeino.settings import SkeinoSettings
 
 logger = logging.getLogger("skeino")
+
+URI_IN_VAIN: Final = "checkpointer_uri is set, but chooses no backend. Set checkpointer_scheme as well."
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +84,11 @@ async def open_persistence(settings: SkeinoSettings | None = None) -> AsyncItera
     scheme = normalised_scheme(settings.checkpointer_scheme)
     build_checkpointer, durable = checkpointer_builder(scheme)
     build_store = metadata_store_builder(scheme)
-    if build_store is None and durable and not settings.allow_ephemeral_metadata:
-        raise SplitBrainError(
-            f"The scheme {scheme!r} keeps graph state but has no metadata store, so the list of runs would be empty "
-            "after a restart: choose another scheme, register a store with @register_metadata_store, or set "
-            "allow_ephemeral_metadata=True."
-        )
+    refuse_split_brain(settings)
     if durable:
         notice_lenience()
+    elif scheme == "memory" and settings.checkpointer_uri:
+        logger.warning("State and runs are kept in memory: %s", URI_IN_VAIN)
     async with AsyncExitStack() as stack:
         spec = spec_of(settings, stack)
         saver = stamped(await stack.enter_async_context(entered(build_checkpointer, spec)))
@@ -121,6 +120,23 @@ async def open_checkpointer(settings: SkeinoSettings | None = None) -> AsyncIter
         notice_lenience()
     async with AsyncExitStack() as stack:
         yield stamped(await stack.enter_async_context(entered(build_checkpointer, spec_of(settings, stack))))
+
+
+def refuse_split_brain(settings: SkeinoSettings) -> None:
+    """Refuse a durable state beside a list of runs that is lost at a restart, unless that is wanted.
+
+    Raises:
+        SplitBrainError: it is not.
+        UnknownSchemeError, MissingDriverError: as `checkpointer_builder`.
+    """
+    scheme = normalised_scheme(settings.checkpointer_scheme)
+    _, durable = checkpointer_builder(scheme)
+    if durable and metadata_store_builder(scheme) is None and not settings.allow_ephemeral_metadata:
+        raise SplitBrainError(
+            f"The scheme {scheme!r} keeps graph state but has no metadata store, so the list of runs would be empty "
+            "after a restart: choose another scheme, register a store with @register_metadata_store, or set "
+            "allow_ephemeral_metadata=True."
+        )
 
 
 def spec_of(settings: SkeinoSettings, stack: AsyncExitStack | None = None) -> CheckpointerSpec:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+import re
 from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
@@ -88,6 +89,13 @@ class CheckpointerSpec:
             if number and not (math.isfinite(value) and (value > 0 or (value == 0 and float not in kinds))):
                 raise ConfigurationError(f"The checkpointer option {name!r} must be a number above zero.")
         return {name: self.options.get(name, default) for name, (_, default) in known.items()}
+
+
+def beginning_of(uri: str) -> str:
+    """How a connection string begins, for messages; what can be no scheme is not repeated, for it may be a password."""
+    prefix, separator, _ = uri.partition("://")
+    is_scheme = separator and len(prefix) < 20 and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", prefix)
+    return f"begins with {prefix!r}" if is_scheme else "begins with no scheme"
 
 
 CheckpointerBuilder = Callable[[CheckpointerSpec], AbstractAsyncContextManager["BaseCheckpointSaver[Any]"]]

@@ -53,7 +53,7 @@ async def test_only_included_paths_are_tracked() -> None:
     assert tracked == ["/api/x"]
 
 
-@pytest.mark.parametrize("choice", ["/health", ["health"]])
+@pytest.mark.parametrize("choice", ["/health", ["health"], ["/docs*"], ["*"], ["/*/x"], ["/**"], ["/a*/*"]])
 def test_paths_that_cannot_match_are_refused(choice: Any) -> None:
     with pytest.raises(ConfigurationError, match="exclude"):
         RunMiddleware(answering(), settings=SkeinoSettings(), exclude=choice)

@@ -151,6 +151,16 @@ async def test_another_owners_thread_is_not_found_by_the_graph_either(settings: 
         assert state.values["words"] == ["hi", "echo hi"]
 
 
+@pytest.mark.parametrize("argument", ["owner", "thread_id"])
+async def test_what_is_no_name_is_the_applications_mistake_and_no_clients(argument: str) -> None:
+    options: dict[str, Any] = {argument: lambda connection: 5}
+    wrapped = RunMiddleware(answering(), settings=SkeinoSettings(), **options)
+    async with connected(wrapped) as client:
+        assert (await client.post("/")).status_code == 500
+        with pytest.raises(ConfigurationError, match=f"{argument}= must give a string or None, not int"):
+            await wrapped({"type": "http", "method": "POST", "path": "/", "headers": [], "state": {}}, None, None)  # type: ignore[arg-type]
+
+
 async def test_the_graph_reports_the_missing_thread_of_a_run_without_config() -> None:
     from skeino import InvalidInputError
 

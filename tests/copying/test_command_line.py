@@ -136,7 +136,8 @@ def test_a_database_that_is_away_or_empty_is_status_1(place: Places) -> None:
     assert (away.returncode, missing.returncode) == (1, 1)
     assert away.stderr.startswith("PostgreSQL at 127.0.0.1:9/x cannot be reached: the connection was refused")
     assert missing.stderr.startswith("There is no file")
-    assert (away.stdout, missing.stdout) == ("", "")
+    assert away.stdout == ""
+    assert json.loads(missing.stdout) == {"error": missing.stderr.strip()}
     assert len(away.stderr.splitlines()) == len(missing.stderr.splitlines()) == 1
 
 

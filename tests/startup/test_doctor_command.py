@@ -17,7 +17,7 @@ import psycopg
 import pytest
 from pymongo import MongoClient
 
-from skeino import SkeinoSettings
+from skeino import ConfigurationError, SkeinoSettings
 from skeino.persistence import checks, open_persistence
 from skeino.persistence.checks import Check
 from skeino.persistence.doctor import examine
@@ -321,8 +321,6 @@ async def test_a_sqlite_file_that_others_may_read_or_nobody_may_write(tmp_path: 
 
 
 async def test_the_schemes_that_keep_less_say_so(redis_dsn: str) -> None:
-    memory = [check async for check in examine(SkeinoSettings())]
-    assert memory[-1].outcome == "skipped"
     redis = SkeinoSettings(checkpointer_scheme="redis", checkpointer_uri=redis_dsn, allow_ephemeral_metadata=True)
     found = {check.name: check async for check in examine(redis)}
     assert (found["reachable"].outcome, found["runs"].outcome) == ("ok", "warning")
@@ -330,6 +328,34 @@ async def test_the_schemes_that_keep_less_say_so(redis_dsn: str) -> None:
     found = {check.name: check async for check in examine(away)}
     assert found["reachable"].outcome == "failure"
     assert "s3cret" not in repr(found)
+
+
+async def test_what_the_application_would_not_start_with_is_refused() -> None:
+    for settings, told in (
+        ({"checkpointer_scheme": "sqlite", "checkpointer_options": {"pool_max_size": 1}}, "no checkpointer option"),
+        ({"checkpointer_scheme": "sqlite", "checkpointer_options": {"busy_timeout": "x"}}, "must be of type"),
+        ({"checkpointer_options": {"max_runs": "x"}}, "must be of type"),
+        ({"checkpointer_scheme": "redis"}, "allow_ephemeral_metadata=True"),
+    ):
+        with pytest.raises(ConfigurationError, match=told):
+            [check async for check in examine(SkeinoSettings(checkpointer_uri="x.db", **settings))]
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({}, "No scheme is set in the environment"),
+        ({"checkpointer_uri": "x.db"}, "chooses no backend"),
+        ({"checkpointer_scheme": "memory"}, None),
+    ],
+)
+async def test_a_scheme_that_is_not_set_is_memory_and_that_is_told(settings: dict[str, Any], told: str | None) -> None:
+    found = {check.name: check async for check in examine(SkeinoSettings(**settings))}
+    assert found["reachable"].outcome == "skipped"
+    assert ("scheme" in found) is (told is not None)
+    if told is not None:
+        assert found["scheme"].outcome == "warning"
+        assert told in found["scheme"].found
 
 
 # ── Without a database ───────────────────────────────────────────────────────────────────────────────────

@@ -209,6 +209,17 @@ async def test_durable_state_beside_an_ephemeral_run_list_is_refused() -> None:
             raise AssertionError
 
 
+async def test_a_uri_chooses_no_scheme_and_that_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async with open_persistence(SkeinoSettings(checkpointer_uri="postgresql://u:s3cret@h/d")):
+        pass
+    assert "chooses no backend" in caplog.text
+    assert "s3cret" not in caplog.text
+    caplog.clear()
+    async with open_persistence(SkeinoSettings()):
+        pass
+    assert caplog.text == ""
+
+
 async def test_unless_it_is_allowed_and_then_it_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     register_checkpointer("mydb")(_in_memory)
     settings = SkeinoSettings(checkpointer_scheme="mydb", allow_ephemeral_metadata=True)

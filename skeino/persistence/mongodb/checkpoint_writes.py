@@ -17,7 +17,7 @@ from langgraph.checkpoint.mongodb import MongoDBSaver
 from pymongo import UpdateOne
 from pymongo.client_session import ClientSession
 from pymongo.collection import Collection
-from pymongo.errors import ConnectionFailure, OperationFailure
+from pymongo.errors import BulkWriteError, ConnectionFailure, WriteError
 
 from skeino.errors import StoreUnavailableError
 from skeino.persistence.group_commit import ThreadCommit
@@ -153,9 +153,8 @@ class CheckpointWrites:
         if self._inserts:
             try:
                 return self._database.blocking_transact(lambda session: written(session, insert=True))
-            except OperationFailure as exc:
-                if not upserts.is_there(exc):
-                    raise
+            except (WriteError, BulkWriteError):
+                pass  # one is there already, most likely
         return self._database.blocking_transact(lambda session: written(session, insert=False))
 
     def _refused(self, asked: Sequence[_Asked], session: ClientSession | None) -> set[int]:

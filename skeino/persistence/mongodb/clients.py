@@ -16,7 +16,7 @@ from pymongo.uri_parser import parse_uri
 from pymongo.write_concern import WriteConcern
 
 from skeino.errors import ConfigurationError
-from skeino.persistence.registry import CheckpointerSpec
+from skeino.persistence.registry import CheckpointerSpec, beginning_of
 
 Document = dict[str, Any]
 
@@ -145,9 +145,8 @@ def address_of(spec: CheckpointerSpec) -> Address:
     if not separator:
         raise ConfigurationError("checkpointer_uri is no MongoDB URI: write mongodb://user@host:27017/database.")
     if prefix not in ("mongodb", "mongodb+srv"):
-        begins = f"begins with {prefix!r}" if prefix.isalnum() and len(prefix) < 20 else "is none"
         raise ConfigurationError(
-            f"The scheme 'mongodb' needs a MongoDB URI, but checkpointer_uri {begins}: "
+            f"The scheme 'mongodb' needs a MongoDB URI, but checkpointer_uri {beginning_of(uri)}: "
             "set checkpointer_scheme to match it, or begin it with mongodb://."
         )
     if prefix == "mongodb+srv":  # of a look-up in the DNS no check is made here: PyMongo does it when it connects

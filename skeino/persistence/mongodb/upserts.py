@@ -6,7 +6,7 @@ What is there after all shows itself, for its place is unique: that is upserted,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from pymongo import IndexModel, UpdateOne
 from pymongo.client_session import ClientSession
@@ -14,15 +14,11 @@ from pymongo.collection import Collection
 from pymongo.errors import (
     BulkWriteError,
     ConnectionFailure,
-    DuplicateKeyError,
-    OperationFailure,
     WriteConcernError,
     WriteError,
 )
 
 from skeino.persistence.mongodb.documents import Document
-
-_DUPLICATE_KEY: Final = 11000
 
 
 def has_unique(collection: Collection[Document], index: IndexModel) -> bool:
@@ -81,21 +77,13 @@ def write_within(
     """The same in a transaction, which has failed if one of them cannot be inserted.
 
     Raises:
-        pymongo.errors.OperationFailure: so it is; for want of a place, if `is_there` says so.
+        pymongo.errors.WriteError, pymongo.errors.BulkWriteError: so it is. Upserts may succeed.
     """
     documents = new_documents(operations) if insert else None
     if documents:
         _insert(collection, documents, session)
     elif operations:
         collection.bulk_write(operations, ordered=False, session=session)
-
-
-def is_there(exc: OperationFailure) -> bool:
-    """Whether all that is wrong is a document that is there already."""
-    if not isinstance(exc, BulkWriteError):
-        return isinstance(exc, DuplicateKeyError)
-    errors = (exc.details or {}).get("writeErrors", [])
-    return bool(errors) and all(error["code"] == _DUPLICATE_KEY for error in errors)
 
 
 def new_documents(operations: Sequence[UpdateOne]) -> list[Document] | None:

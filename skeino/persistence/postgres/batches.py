@@ -95,10 +95,9 @@ _FINISH: Final = {
 }
 
 
-# How rows of the tables are found: by subqueries of their own, or `= ANY` of an array, and never by a join on `=`. They
-# take an index, whatever the planner knows of the table; a join with a table that has grown since it was last analysed
-# reads all of it, for every batch. `= ANY(ARRAY[given.run_id])` is a join, too, which can be neither hashed nor merged:
-# each row of the batch is looked up, in the order that the batch is in.
+# How rows of the tables are found: by subqueries of their own, or `= ANY` of an array, and never by a join. Those take
+# an index, whatever the planner knows of the table; a join with a table that has grown since it was last analysed
+# reads all of it, for every batch. `IN (SELECT …)` is a join, too; with `IS TRUE` behind it, it is a look-up in a hash.
 _HAS_NO_RUN: Final = "(SELECT TRUE FROM app_runs r WHERE r.run_id = given.run_id) IS NULL"
 _HAS_OWN_THREAD: Final = """(
         (SELECT t.owner IS NOT DISTINCT FROM given.owner FROM app_threads t WHERE t.thread_id = given.thread_id)
@@ -196,33 +195,50 @@ RELEASE_THREADS: Final = f"""
     )
     WHERE t.thread_id = ANY(ARRAY(SELECT thread_id FROM given)) AND t.queue <> '{{}}'
 """
-# Of several runs on one thread the last says how it is left. All threads are locked before the first is changed, for
-# `locked` is counted.
+
+
+def _finish(column: str) -> str:
+    """A column of the write at a position, out of its array: to look for its row in `given` takes longer."""
+    return f"(%({column})b::{_FINISH[column]}[])[position]"
+
+
+_POSITION: Final = "array_position(%(run_id)b::uuid[], r.run_id)"
+
+# Of several runs on one thread the last says how it is left.
 FINISH_RUNS: Final = f"""
-    {PATIENCE}, {given("given", _FINISH)}, finished AS (
-        UPDATE app_runs r SET
-            status = g.status, finished_at = g.finished_at, error = g.error, http_status = g.http_status,
-            metadata = r.metadata || g.metadata, checkpoint_count = g.checkpoint_count,
-            first_checkpoint_id = g.first_checkpoint_id, last_checkpoint_id = g.last_checkpoint_id,
-            paused = g.paused, thread_id = coalesce(r.thread_id, (
-                SELECT t.thread_id FROM app_threads t
-                WHERE t.thread_id = g.thread_id AND t.owner IS NOT DISTINCT FROM r.owner
-            ))
-        FROM (SELECT * FROM given ORDER BY run_id) g
-        WHERE r.run_id = ANY(ARRAY[g.run_id]) AND r.worker_id = ANY(ARRAY[g.worker_id]) AND {_IS_ACTIVE}
-        RETURNING r.run_id, r.thread_id, g.position, g.thread_status, g.finished_at
+    {PATIENCE}, {given("given", {"run_id": "uuid", "worker_id": "text"})}, finished AS (
+        UPDATE app_runs r SET (
+            status, finished_at, error, http_status, metadata, checkpoint_count, first_checkpoint_id,
+            last_checkpoint_id, paused, thread_id
+        ) = (
+            SELECT {_finish("status")}, {_finish("finished_at")}, {_finish("error")}, {_finish("http_status")},
+                r.metadata || {_finish("metadata")}, {_finish("checkpoint_count")}, {_finish("first_checkpoint_id")},
+                {_finish("last_checkpoint_id")}, {_finish("paused")}, coalesce(r.thread_id, (
+                    SELECT t.thread_id FROM app_threads t
+                    WHERE t.thread_id = {_finish("thread_id")} AND t.owner IS NOT DISTINCT FROM r.owner
+                ))
+            FROM (SELECT {_POSITION} AS position OFFSET 0) AS write
+        )
+        WHERE r.run_id = ANY(%(run_id)b::uuid[]) AND {_IS_ACTIVE}
+            AND ((r.run_id, r.worker_id) IN (SELECT g.run_id, g.worker_id FROM given g)) IS TRUE
+        RETURNING r.run_id, r.thread_id, {_POSITION} AS position
     ), ending AS MATERIALIZED (
-        SELECT thread_id, (array_agg(thread_status ORDER BY position DESC))[1] AS status,
-            max(finished_at) AS finished_at
-        FROM finished WHERE thread_status IS NOT NULL AND thread_id IS NOT NULL
+        SELECT thread_id, (array_agg({_finish("thread_status")} ORDER BY position DESC))[1] AS status,
+            max({_finish("finished_at")}) AS finished_at
+        FROM finished WHERE {_finish("thread_status")} IS NOT NULL AND thread_id IS NOT NULL
         GROUP BY thread_id
+    ), endings AS MATERIALIZED (
+        SELECT array_agg(thread_id) AS threads, array_agg(status) AS statuses, array_agg(finished_at) AS times
+        FROM ending
     ), locked AS MATERIALIZED (
         SELECT thread_id FROM app_threads WHERE thread_id = ANY(ARRAY(SELECT thread_id FROM ending))
         ORDER BY thread_id FOR NO KEY UPDATE
     ), settled AS (
-        UPDATE app_threads t SET status = ending.status, updated_at = greatest(t.updated_at, ending.finished_at)
-        FROM ending
-        WHERE t.thread_id = ANY(ARRAY[ending.thread_id]) AND (SELECT count(*) FROM locked) > 0
+        UPDATE app_threads t SET (status, updated_at) = (
+            SELECT statuses[position], greatest(t.updated_at, times[position])
+            FROM (SELECT *, array_position(threads, t.thread_id) AS position FROM endings OFFSET 0) AS write
+        )
+        WHERE t.thread_id = ANY(ARRAY(SELECT thread_id FROM locked))
     )
     SELECT run_id::text FROM finished
 """

@@ -20,8 +20,8 @@ from skeino.errors import ConfigurationError, StoreUnavailableError
 from skeino.persistence.postgres import schema
 from skeino.persistence.postgres.failures import connection_problem, translated_errors
 from skeino.persistence.postgres.session import POOL_SETTINGS, Session, hung_up_after, is_alive
-from skeino.persistence.postgres.writer import Writer
-from skeino.persistence.registry import CheckpointerSpec
+from skeino.persistence.postgres.writer import Writer, repeated_if_undone
+from skeino.persistence.registry import CheckpointerSpec, beginning_of
 from skeino.persistence.repeating import repeated
 from skeino.persistence.versions import SchemaState
 
@@ -156,10 +156,11 @@ class PostgresDatabase:
         Args:
             statement: the SQL.
             values: its parameters.
-            repeatable: a second time changes nothing: it is run again if the connection is lost meanwhile.
+            repeatable: a second time changes nothing: it is run again if the connection is lost meanwhile, or if it
+                was the one of a deadlock's that was undone.
         """
         if repeatable:
-            return await self.repeated(lambda: self.fetch(statement, values))
+            return await self.repeated(lambda: repeated_if_undone(lambda: self.fetch(statement, values)))
         async with self.connection() as connection:
             cursor = await connection.execute(statement, values)  # type: ignore[call-overload,unused-ignore]
             return await cursor.fetchall() if cursor.description else []
@@ -284,9 +285,8 @@ def _parameters_of(spec: CheckpointerSpec) -> dict[str, Any]:
     uri = spec.required_uri("'postgresql://user@localhost:5432/mydb'").strip()
     prefix, separator, _ = uri.partition("://")
     if separator and prefix.lower() not in ("postgresql", "postgres"):
-        begins = f"begins with {prefix!r}" if prefix.isalnum() and len(prefix) < 20 else "is none"
         raise ConfigurationError(
-            f"The scheme 'postgres' needs a PostgreSQL URI, but checkpointer_uri {begins}: "
+            f"The scheme 'postgres' needs a PostgreSQL URI, but checkpointer_uri {beginning_of(uri)}: "
             "set checkpointer_scheme to match it, or begin it with postgresql://."
         )
     if not separator and "=" not in uri:

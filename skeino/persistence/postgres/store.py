@@ -57,7 +57,7 @@ from skeino.persistence.postgres.statements import (
     where_one,
 )
 from skeino.persistence.postgres.sweeps import PostgresSweeps
-from skeino.persistence.postgres.writer import repeated
+from skeino.persistence.postgres.writer import repeated_if_undone
 from skeino.persistence.protocol import NewThread, RunSearch, RunStart, ThreadSearch
 from skeino.persistence.queries import (
     checked_error,
@@ -312,7 +312,7 @@ class MetadataStore:
                 await connection.execute("DELETE FROM app_threads WHERE thread_id = %(id)s", values)  # runs by cascade
 
         await self._database.writer.settled(thread_id)
-        await repeated(delete)
+        await repeated_if_undone(delete)
 
     # ── Rows put back as they were ───────────────────────────────────────────────────────────────────────
 
@@ -325,7 +325,7 @@ class MetadataStore:
                 await cursor.executemany(INSERT_THREAD, values)
                 return cursor.rowcount
 
-        return await repeated(restore) if values else 0
+        return await repeated_if_undone(restore) if values else 0
 
     async def restore_runs(self, rows: Sequence[RunRow]) -> int:
         runs = restored_runs(rows)
@@ -342,7 +342,7 @@ class MetadataStore:
                 await cursor.executemany(START_RUN, values)  # type: ignore[arg-type,unused-ignore]
                 return cursor.rowcount
 
-        return await repeated(restore) if values else 0
+        return await repeated_if_undone(restore) if values else 0
 
     async def _refuse_other_owner(self, thread_id: str, owner: str | None) -> None:
         thread = await self.get_thread(thread_id)

@@ -12,7 +12,7 @@ from skeino.errors import DeltaChannelError, StoreError
 from skeino.persistence.postgres import history
 from skeino.persistence.postgres.connections import Connection, PostgresDatabase
 from skeino.persistence.postgres.statements import ACTIVE
-from skeino.persistence.postgres.writer import repeated
+from skeino.persistence.postgres.writer import repeated_if_undone
 from skeino.persistence.sweeping import SWEEP, Due, Expiry, Strategy, remove_state
 
 # As the index `app_threads_expiring` has it.
@@ -117,7 +117,7 @@ class PostgresSweeps:
         for place in (thread_id, ("checkpoints", thread_id)):  # of calls that were cancelled: it must not come back
             await writer.settled(place)
         try:
-            return await repeated(lambda: self._expire_thread(thread_id, checkpointer))
+            return await repeated_if_undone(lambda: self._expire_thread(thread_id, checkpointer))
         except StoreError as exc:
             if exc.sqlstate != _LOCK_NOT_AVAILABLE:
                 raise

@@ -194,7 +194,7 @@ class Writer:
         attempts = Attempts(self._patience)
         while True:
             try:
-                return await repeated(lambda: self._fetch(statement, values))
+                return await repeated_if_undone(lambda: self._fetch(statement, values))
             except StoreUnavailableError as exc:
                 if not await _again(attempts, exc):
                     raise
@@ -260,7 +260,7 @@ def _bounded(writes: Sequence[_Write], members: list[int]) -> Iterator[list[int]
     yield part
 
 
-async def repeated(operation: Callable[[], Awaitable[T]]) -> T:
+async def repeated_if_undone(operation: Callable[[], Awaitable[T]]) -> T:
     """Repeat an operation that lost against a concurrent one, and that the database has undone as a whole."""
     for _ in range(_ATTEMPTS - 1):
         try:

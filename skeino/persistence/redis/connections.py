@@ -27,7 +27,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redisvl.exceptions import RedisVLError
 
 from skeino.errors import ConfigurationError, InvalidInputError, SchemaError, StoreError, StoreUnavailableError
-from skeino.persistence.registry import CheckpointerSpec
+from skeino.persistence.registry import CheckpointerSpec, beginning_of
 
 NUMBER: Final = (int, float)
 OPTIONS: Final[dict[str, tuple[Any, Any]]] = {
@@ -202,9 +202,8 @@ def _address_of(spec: CheckpointerSpec) -> tuple[str, str]:
     uri = spec.required_uri("'redis://localhost:6379'").strip()
     prefix, separator, _ = uri.partition("://")
     if not separator or prefix not in ("redis", "rediss", "unix"):
-        begins = f"begins with {prefix!r}" if separator and prefix.isalnum() and len(prefix) < 20 else "is none"
         raise ConfigurationError(
-            f"The scheme 'redis' needs a Redis URI, but checkpointer_uri {begins}: "
+            f"The scheme 'redis' needs a Redis URI, but checkpointer_uri {beginning_of(uri)}: "
             "set checkpointer_scheme to match it, or begin it with redis://, rediss:// or unix://."
         )
     place = _place_of(uri)

@@ -17,7 +17,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import unquote
 
 import aiosqlite
@@ -26,7 +26,7 @@ from skeino.errors import ConfigurationError, InvalidInputError, SchemaError, St
 from skeino.persistence.cancellation import to_its_end
 from skeino.persistence.group_commit import ThreadCommit
 from skeino.persistence.one_thread import OneThread
-from skeino.persistence.registry import CheckpointerSpec
+from skeino.persistence.registry import CheckpointerSpec, beginning_of
 from skeino.persistence.sqlite import schema
 from skeino.persistence.sqlite.readers import Readers
 from skeino.persistence.versions import SchemaState
@@ -38,6 +38,13 @@ BUSY_TIMEOUT = 10.0
 
 OPERATION_TIMEOUT = 30.0
 """Seconds that one operation may take, the wait for this process's other writes included."""
+
+OPTIONS: Final[dict[str, tuple[Any, Any]]] = {
+    "setup_schema": (bool, True),
+    "busy_timeout": ((int, float), BUSY_TIMEOUT),
+    "operation_timeout": ((int, float), OPERATION_TIMEOUT),
+}
+"""`checkpointer_options` of scheme `sqlite`, with their defaults; times are seconds."""
 
 
 class SqliteDatabase:
@@ -215,19 +222,14 @@ async def open_database(spec: CheckpointerSpec) -> AsyncIterator[SqliteDatabase]
         ConfigurationError: the URI names no usable file.
         SchemaError: with `setup_schema=False`, tables are missing; or the schema is newer than this code.
     """
-    seconds = (int, float)
-    options = spec.checked_options(
-        setup_schema=(bool, True),
-        busy_timeout=(seconds, BUSY_TIMEOUT),
-        operation_timeout=(seconds, OPERATION_TIMEOUT),
-    )
+    options = spec.checked_options(**OPTIONS)
     path = path_of(spec)
     with translated_errors(path):
         if options["setup_schema"]:
             await asyncio.to_thread(_create_privately, path)
             _refuse_read_only(path)
         elif not path.exists():
-            raise SchemaError(f"There is no file {path}, and setup_schema=False forbids to make it.")
+            raise SchemaError(f"There is no file {path}: correct the path, or let setup_schema=True make it.")
         writer = await asyncio.to_thread(_connect_writer, path, options["busy_timeout"])
         try:
             prepare = schema.create if options["setup_schema"] else schema.verify
@@ -319,17 +321,20 @@ def path_of(spec: CheckpointerSpec) -> Path:
     prefix, separator, rest = uri.partition("://")
     if separator:
         if prefix.lower() not in ("sqlite", "sqlite3"):
-            begins = f"begins with {prefix!r}" if prefix.isalnum() and len(prefix) < 20 else "is none"
             raise ConfigurationError(
-                f"The scheme 'sqlite' needs a file, but checkpointer_uri {begins}: "
+                f"The scheme 'sqlite' needs a file, but checkpointer_uri {beginning_of(uri)}: "
                 "set checkpointer_scheme to match it, or name a file."
             )
         if not rest.startswith("/"):
             raise ConfigurationError("A sqlite URI has three slashes before a path: sqlite:///skeino.db.")
-        if "?" in rest:
-            raise ConfigurationError("A sqlite URI takes no '?' parameters here: use checkpointer_options.")
-        uri = unquote(rest[1:])
-    if ":memory:" in uri or uri.startswith("file:") or not uri:
+        uri = rest[1:]
+    if "?" in uri:
+        raise ConfigurationError("A sqlite URI takes no '?' parameters here: use checkpointer_options.")
+    if separator:
+        uri = unquote(uri)
+    if uri.startswith("file:") and ":memory:" not in uri:
+        raise ConfigurationError("The scheme 'sqlite' needs a plain file path, not one that begins with 'file:'.")
+    if ":memory:" in uri or not uri:
         raise ConfigurationError(
             "The scheme 'sqlite' needs a plain file path; for state that dies with the process use "
             "checkpointer_scheme='memory'."

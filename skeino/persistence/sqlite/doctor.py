@@ -16,7 +16,7 @@ from skeino.errors import SkeinoError
 from skeino.persistence.checks import SAMPLE, Check, checked, of_orphans, of_schema, of_workers
 from skeino.persistence.registry import CheckpointerSpec
 from skeino.persistence.sqlite import schema
-from skeino.persistence.sqlite.database import BUSY_TIMEOUT, path_of, translated_errors
+from skeino.persistence.sqlite.database import BUSY_TIMEOUT, OPTIONS, path_of, translated_errors
 from skeino.persistence.sqlite.statements import ACTIVE, text_of
 
 T = TypeVar("T")
@@ -47,8 +47,9 @@ async def examine(spec: CheckpointerSpec, workers: int, lease_seconds: float) ->
     """Look at the spec's file; the arguments are those of every backend's.
 
     Raises:
-        ConfigurationError: the URI names no usable file.
+        ConfigurationError: the URI names no usable file, or an option is wrong.
     """
+    spec.checked_options(**OPTIONS)
     path = path_of(spec)
     if not path.exists():
         sentence = f"There is no file {path} yet: the first start makes it."
