@@ -94,7 +94,7 @@ class CheckpointerSpec:
 def beginning_of(uri: str) -> str:
     """How a connection string begins, for messages; what can be no scheme is not repeated, for it may be a password."""
     prefix, separator, _ = uri.partition("://")
-    is_scheme = separator and len(prefix) < 20 and re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]*", prefix)
+    is_scheme = separator and len(prefix) < 24 and re.fullmatch(r"[A-Za-z]+[0-9]?(\+[A-Za-z0-9]+)?", prefix)
     return f"begins with {prefix!r}" if is_scheme else "begins with no scheme"
 
 
