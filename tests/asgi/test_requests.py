@@ -6,9 +6,13 @@ import json
 from typing import Any
 
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from skeino import Run, SkeinoSettings, current_run
-from skeino_asgi import RunMiddleware
+from skeino_asgi import RunMiddleware, RunTracker
 from tests.asgi.conftest import answering, connected, ended, store_of
 from tests.asgi.graphs import compiled
 
@@ -156,6 +160,25 @@ async def test_an_exception_makes_the_run_an_error_and_its_message_is_scrubbed(s
     assert row["http_status"] is None
     assert thread is not None
     assert thread["status"] == "error"
+
+
+@pytest.mark.parametrize("outside", [False, True])
+async def test_an_exception_that_a_framework_answers_came_before_that_answer(outside: bool) -> None:
+    async def handle(request: Request) -> Response:
+        raise ValueError("boom")
+
+    tracker = RunTracker(SkeinoSettings())
+    app: Any = Starlette(routes=[Route("/", handle, methods=["POST"])], lifespan=tracker.lifespan)
+    if outside:
+        app = RunMiddleware(app, tracker=tracker)
+    else:
+        app.add_middleware(RunMiddleware, tracker=tracker)
+    async with connected(app) as client:
+        assert (await client.post("/")).status_code == 500
+        (run,) = await tracker.metadata_store.search_runs()
+        row = await ended(tracker.metadata_store, run["run_id"])
+    assert row["error"] is not None
+    assert (row["error"]["type"], row["error"]["message"]) == ("ValueError", "before the response: boom")
 
 
 async def test_a_pause_for_a_human_is_a_success_on_an_interrupted_thread(settings: SkeinoSettings) -> None:
