@@ -1,11 +1,14 @@
 """Every example runs as its header says, on a real server, and shows what its header shows."""
 
 import ast
+import importlib
 import sqlite3
 from contextlib import closing
 from pathlib import Path
 
 import pytest
+from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
 
 from tests.examples.server import ROOT, serving
 from tests.examples.transcript import steps_of
@@ -50,6 +53,25 @@ def test_a_sqlite_example_shows_what_its_header_shows_and_ends_every_run(example
 
     with closing(sqlite3.connect(tmp_path / "skeino.db")) as connection:
         assert connection.execute("SELECT DISTINCT status FROM app_runs").fetchall() == [("success",)]
+
+
+def test_each_message_on_the_fastapi_examples_websocket_is_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    example = importlib.import_module("examples.fastapi_sqlite")
+    with TestClient(example.app, headers={"X-User": "ada"}) as client:
+        with client.websocket_connect("/threads/t1/talk") as socket:
+            for number, text in ((1, "Hello"), (2, "Yes")):
+                socket.send_text(text)
+                assert socket.receive_text() == f"Your message {number} has {len(text)} letters."
+        assert client.get("/threads/t1").json() == {"status": "idle", "runs": ["success", "success"]}
+        with (
+            pytest.raises(WebSocketDisconnect) as closed,
+            client.websocket_connect("/threads/t1/talk", headers={"X-User": "bob"}),
+        ):
+            pass
+        assert closed.value.code == 1008
 
 
 def act(example: str, folder: Path, environment: dict[str, str]) -> None:
