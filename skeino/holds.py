@@ -81,7 +81,6 @@ class Holds:
     def does_not_get(self, thread_id: str) -> None:
         """The thread has not come to the run, which asks for it no longer."""
         self._asked.discard(thread_id)
-        self._held.discard(thread_id)
 
     def forgets(self, thread_id: str) -> None:
         """The thread is gone. One of the same name would be another."""

@@ -139,7 +139,7 @@ class SkeinoSettings(BaseSettings):
 
 def _problem(name: str, error: ErrorDetails, fields: Sequence[str]) -> str:
     if error["type"] == "extra_forbidden":
-        return f"{name} is not one of its fields, {_meant(name, fields)}"
+        return f"{name} is not one of its fields, {did_you_mean(name, fields)}"
     return f"{name}: {error['msg']}."
 
 
@@ -150,9 +150,10 @@ def _refuse_misspelt_variables(fields: Iterable[str]) -> None:
         upper = variable.upper()
         if upper.startswith(ENVIRONMENT_PREFIX) and upper not in known and not _SET_BY_A_CLUSTER.fullmatch(upper):
             problem = f"The environment variable {variable} is not one of skeino's"
-            raise ConfigurationError(f"{problem}: {_meant(upper, known)}")
+            raise ConfigurationError(f"{problem}: {did_you_mean(upper, known)}")
 
 
-def _meant(name: str, known: Sequence[str]) -> str:
+def did_you_mean(name: str, known: Sequence[str]) -> str:
+    """The end of a sentence that refuses a name: the nearest of those known, or all of them."""
     close = difflib.get_close_matches(name, known, n=1)
     return f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}."

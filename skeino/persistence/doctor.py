@@ -41,10 +41,9 @@ async def examine(settings: SkeinoSettings, workers: int = 1) -> AsyncIterator[C
     if spec.scheme == "memory":
         async with open_checkpointer(settings):
             yield Check("reachable", "skipped", sentence)
-        if settings.checkpointer_uri:
-            yield Check("scheme", "warning", URI_IN_VAIN, "Set SKEINO_CHECKPOINTER_SCHEME.")
-        elif "checkpointer_scheme" not in settings.model_fields_set:
-            yield Check("scheme", "warning", _NO_SCHEME, "Set SKEINO_CHECKPOINTER_SCHEME as the application has it.")
+        if "checkpointer_scheme" not in settings.model_fields_set:
+            found = URI_IN_VAIN if settings.checkpointer_uri else _NO_SCHEME
+            yield Check("scheme", "warning", found, "Set SKEINO_CHECKPOINTER_SCHEME as the application has it.")
         return
     try:
         async with open_checkpointer(settings):

@@ -30,7 +30,7 @@ from skeino.settings import SkeinoSettings
 
 logger = logging.getLogger("skeino")
 
-URI_IN_VAIN: Final = "checkpointer_uri is set, but chooses no backend. Set checkpointer_scheme as well."
+URI_IN_VAIN: Final = "checkpointer_uri is set, but only checkpointer_scheme chooses a backend, and that is not set."
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ async def open_persistence(settings: SkeinoSettings | None = None) -> AsyncItera
     refuse_split_brain(settings)
     if durable:
         notice_lenience()
-    elif scheme == "memory" and settings.checkpointer_uri:
+    elif settings.checkpointer_uri and "checkpointer_scheme" not in settings.model_fields_set:
         logger.warning("State and runs are kept in memory: %s", URI_IN_VAIN)
     async with AsyncExitStack() as stack:
         spec = spec_of(settings, stack)

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from skeino.errors import ConfigurationError, MissingDriverError, UnknownSchemeError
+from skeino.settings import did_you_mean
 
 if TYPE_CHECKING:
     from langgraph.checkpoint.base import BaseCheckpointSaver
@@ -75,8 +76,7 @@ class CheckpointerSpec:
         """
         for name, value in self.options.items():
             if name not in known:
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}."
+                hint = did_you_mean(name, sorted(known))
                 raise ConfigurationError(f"The scheme {self.scheme!r} has no checkpointer option {name!r}: {hint}")
             kind = known[name][0]
             kinds = kind if isinstance(kind, tuple) else (kind,)

@@ -11,7 +11,7 @@ import pytest
 from fastapi import BackgroundTasks, FastAPI, Request
 from fastapi.responses import StreamingResponse
 
-from skeino import SkeinoSettings, current_run
+from skeino import Run, SkeinoSettings, current_run
 from skeino.errors import RunInterruptedError, ThreadBusyError
 from skeino_asgi import RunMiddleware, RunTracker, combine_lifespans
 from tests.asgi.conftest import answering, connected, ended, store_of
@@ -293,51 +293,43 @@ async def test_an_error_that_only_comes_of_the_conflict_counts_as_one(settings: 
         await first
 
 
-async def test_a_conflict_over_another_thread_explains_no_error_of_the_application(settings: SkeinoSettings) -> None:
+async def refused_on_t(graph: Any) -> None:
+    with pytest.raises(ThreadBusyError):
+        await graph.ainvoke({"words": ["b"]}, {"configurable": {"thread_id": "t"}})
+
+
+async def after_its_own(run: Run, graph: Any) -> None:
+    await graph.ainvoke({"words": ["a"]}, run.config)
+    await refused_on_t(graph)
+    await graph.ainvoke({"words": ["c"]}, run.config)
+
+
+async def before_another(run: Run, graph: Any) -> None:
+    await refused_on_t(graph)
+    await graph.ainvoke({"words": ["c"]}, {"configurable": {"thread_id": "own"}})
+
+
+@pytest.mark.parametrize("work", [after_its_own, before_another])
+async def test_a_conflict_that_was_dealt_with_explains_no_later_error(settings: SkeinoSettings, work: Any) -> None:
     scene = Scene(settings)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["query_string"]:
             await scene.app.app(scope, receive, send)
             return
-        run, graph = scope["state"]["run"], compiled(scope["state"]["checkpointer"])
+        run = scope["state"]["run"]
         run.multitask_strategy = "reject"
-        await graph.ainvoke({"words": ["a"]}, run.config)
-        with pytest.raises(ThreadBusyError):
-            await graph.ainvoke({"words": ["b"]}, {"configurable": {"thread_id": "t"}})
-        await graph.ainvoke({"words": ["c"]}, run.config)
+        await work(run, compiled(scope["state"]["checkpointer"]))
         await answering(500)(scope, receive, send)
 
     wrapped = RunMiddleware(app, tracker=scene.app.tracker)
     async with connected(wrapped) as client:
         first = await scene.holding(client)
-        failed = await client.post("/", headers={"X-Thread-ID": "own"})
+        failed = await client.post("/", headers={"X-Thread-ID": "own"} if work is after_its_own else {})
         assert failed.status_code == 500
         row = await ended(store_of(wrapped), failed.headers["x-run-id"])
         assert row["error"] is not None
-        assert (row["status"], row["error"]["code"], row["thread_id"]) == ("error", "http_error", "own")
-        scene.go_on.set()
-        assert (await first).status_code == 200
-
-
-async def test_a_conflict_over_a_first_thread_is_forgotten_once_there_is_another(settings: SkeinoSettings) -> None:
-    scene = Scene(settings)
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        if scope["query_string"]:
-            await scene.app.app(scope, receive, send)
-            return
-        run, graph = scope["state"]["run"], compiled(scope["state"]["checkpointer"])
-        run.multitask_strategy = "reject"
-        with pytest.raises(ThreadBusyError):
-            await graph.ainvoke({"words": ["b"]}, {"configurable": {"thread_id": "t"}})
-        await graph.ainvoke({"words": ["c"]}, {"configurable": {"thread_id": "another"}})
-        await answering(500)(scope, receive, send)
-
-    wrapped = RunMiddleware(app, tracker=scene.app.tracker)
-    async with connected(wrapped) as client:
-        first = await scene.holding(client)
-        assert (await client.post("/")).status_code == 500
+        assert (row["status"], row["error"]["code"]) == ("error", "http_error")
         scene.go_on.set()
         assert (await first).status_code == 200
 

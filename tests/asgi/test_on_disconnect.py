@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Coroutine
 from contextvars import ContextVar
 from typing import Any
@@ -105,39 +104,6 @@ async def test_by_default_the_work_goes_on() -> None:
         go.set()
         await request
         assert (await run_of(wrapped))["status"] == "success"
-
-
-async def test_a_server_that_raises_what_it_cannot_send_has_a_client_that_left() -> None:
-    """As ASGI HTTP has it since specification 2.4."""
-
-    async def send(message: Any) -> None:
-        if message["type"] == "http.response.body":
-            raise OSError("gone")
-
-    wrapped = RunMiddleware(answering(), settings=SkeinoSettings())
-    async with wrapped.tracker.lifespan():
-        with pytest.raises(OSError, match="gone"):
-            await wrapped(scope(), Client().receive, send)
-        row = await run_of(wrapped)
-    assert (row["status"], row["error"]["code"]) == ("interrupted", "client_disconnected")
-
-
-async def test_an_error_of_another_file_is_the_applications_own() -> None:
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        with contextlib.suppress(OSError):
-            await answering()(scope, receive, send)
-        raise FileNotFoundError("report.pdf")
-
-    async def send(message: Any) -> None:
-        if message["type"] == "http.response.body":
-            raise OSError("gone")
-
-    wrapped = RunMiddleware(app, settings=SkeinoSettings())
-    async with wrapped.tracker.lifespan():
-        with pytest.raises(FileNotFoundError):
-            await wrapped(scope(), Client().receive, send)
-        row = await run_of(wrapped)
-    assert (row["status"], row["error"]["code"]) == ("error", "exception")
 
 
 async def test_a_body_arrives_whole_and_in_order_and_is_not_read_far_ahead() -> None:

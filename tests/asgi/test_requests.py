@@ -181,6 +181,38 @@ async def test_an_exception_that_a_framework_answers_came_before_that_answer(out
     assert (row["error"]["type"], row["error"]["message"]) == ("ValueError", "before the response: boom")
 
 
+@pytest.mark.parametrize(
+    ("raised", "outcome"),
+    [(None, ("interrupted", "client_disconnected")), (FileNotFoundError("report.pdf"), ("error", "exception"))],
+)
+async def test_a_server_that_raises_what_it_cannot_send_has_a_client_that_left(
+    raised: OSError | None, outcome: tuple[str, str]
+) -> None:
+    """As ASGI HTTP has it since specification 2.4; another `OSError` is the application's own."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await answering()(scope, receive, send)
+        except OSError as exc:
+            raise raised or exc from None
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            raise OSError("gone")
+
+    wrapped = RunMiddleware(app, settings=SkeinoSettings())
+    async with wrapped.tracker.lifespan():
+        with pytest.raises(OSError, match="gone" if raised is None else "report"):
+            await wrapped({"type": "http", "method": "POST", "path": "/", "headers": [], "state": {}}, receive, send)
+        (run,) = await store_of(wrapped).search_runs()
+        row = await ended(store_of(wrapped), run["run_id"])
+    assert row["error"] is not None
+    assert (row["status"], row["error"]["code"]) == outcome
+
+
 async def test_a_pause_for_a_human_is_a_success_on_an_interrupted_thread(settings: SkeinoSettings) -> None:
     from langgraph.types import Command
 

@@ -345,8 +345,8 @@ async def test_what_the_application_would_not_start_with_is_refused() -> None:
     ("settings", "told"),
     [
         ({}, "No scheme is set in the environment"),
-        ({"checkpointer_uri": "x.db"}, "chooses no backend"),
-        ({"checkpointer_scheme": "memory"}, None),
+        ({"checkpointer_uri": "x.db"}, "only checkpointer_scheme chooses a backend"),
+        ({"checkpointer_scheme": "memory", "checkpointer_uri": "x.db"}, None),
     ],
 )
 async def test_a_scheme_that_is_not_set_is_memory_and_that_is_told(settings: dict[str, Any], told: str | None) -> None:

@@ -212,11 +212,12 @@ async def test_durable_state_beside_an_ephemeral_run_list_is_refused() -> None:
 async def test_a_uri_chooses_no_scheme_and_that_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     async with open_persistence(SkeinoSettings(checkpointer_uri="postgresql://u:s3cret@h/d")):
         pass
-    assert "chooses no backend" in caplog.text
+    assert "only checkpointer_scheme chooses a backend" in caplog.text
     assert "s3cret" not in caplog.text
     caplog.clear()
-    async with open_persistence(SkeinoSettings()):
-        pass
+    for meant in (SkeinoSettings(), SkeinoSettings(checkpointer_scheme="memory", checkpointer_uri="x.db")):
+        async with open_persistence(meant):
+            pass
     assert caplog.text == ""
 
 
