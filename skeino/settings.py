@@ -86,7 +86,7 @@ class SkeinoSettings(BaseSettings):
     thread_ttl_strategy: Literal["delete", "keep_latest"] = "delete"
     """What becomes of it then: it is deleted with its runs and its state, or its state is pruned to the latest."""
 
-    run_retention_days: float | None = Field(default=None, gt=0.0, le=1e6)
+    run_retention_days: float | None = Field(default=None, gt=0.0, le=365_000.0)
     """How long finished runs are kept; None is for ever. Their threads, and the state, stay."""
 
     sweep_interval_minutes: float | None = Field(default=None, ge=0.0, le=1e6)

@@ -95,6 +95,14 @@ def validate_json_object(value: object, name: str) -> dict[str, Any]:
     return copied
 
 
+def validate_stored_json_object(value: object, name: str) -> dict[str, Any]:
+    """As `validate_json_object`, of any size and one level deeper: what stores have merged, or put into another."""
+    if not isinstance(value, Mapping):
+        raise InvalidInputError(f"{name} must be a mapping, not {type(value).__name__}.")
+    copied: dict[str, Any] = _copy_json(value, name, -1, [sys.maxsize])
+    return copied
+
+
 def validate_optional_json_object(value: object, name: str) -> dict[str, Any]:
     """As `validate_json_object`; None is an empty object."""
     return {} if value is None else validate_json_object(value, name)

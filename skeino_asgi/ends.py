@@ -44,6 +44,7 @@ class Ends:
         self._due: dict[str, End] = {}
         self._first_attempts: set[asyncio.Future[Any]] = set()
         self._retrying: asyncio.Task[None] | None = None
+        self._draining = False
         self._closed = False
         self._context = contextvars.Context()  # no request's
 
@@ -90,6 +91,7 @@ class Ends:
 
     async def drain(self) -> None:
         """Write what is due, each once more, and leave what the store does not take."""
+        self._draining = True
         if self._retrying is not None:
             self._retrying.cancel()
         await self.settled()
@@ -124,7 +126,7 @@ class Ends:
         task.add_done_callback(self._first_attempts.discard)
 
     async def _write(self, end: End, answer: Awaitable[bool] | None) -> None:
-        if not await self._settle(end, answer) and self._retrying is None:
+        if not await self._settle(end, answer) and self._retrying is None and not self._draining:
             self._retrying = spawn(self._retry(), "skeino ends of runs")
 
     async def _retry(self) -> None:

@@ -68,7 +68,7 @@ def sweep(
         print("Interrupted: what was done stays done; the next sweep goes on.", file=sys.stderr)
         raise typer.Exit(130) from None
     _print_report(report, as_json=as_json)
-    if report is not None and report.failed_threads:
+    if report is not None and (report.failed_threads or report.cannot_prune):
         raise typer.Exit(1)
 
 
@@ -91,9 +91,9 @@ async def _sweep(settings: SkeinoSettings, on_progress: OnProgress) -> SweepRepo
     async with open_persistence(settings) as persistence:
         sweeps = _sweepable(persistence.metadata_store).sweeps()
         worker_id = f"skeino sweep {new_id()}"
+        due = await sweeps.count_due(settings.run_retention)
         if await sweeps.begin(worker_id, seconds=SWEEP_SECONDS, interval=0.0) > 0.0:
             return None
-        due = await sweeps.count_due(settings.run_retention)
         on_progress(due, Due())
         one = Sweep(
             sweeps,
@@ -154,3 +154,7 @@ def _print_report(report: SweepReport | None, *, as_json: bool) -> None:
         ):
             if number:
                 print(f"Of the others {number} {why}.")
+        if report.cannot_prune:
+            print("Threads with a ttl of 'keep_latest' stay as they are: this checkpointer cannot prune.")
+        if report.broken_off:
+            print("It was broken off, for another process sweeps this database now.")

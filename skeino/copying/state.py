@@ -101,7 +101,7 @@ async def _copy_thread(source: Side, target: Side, thread_id: str, report: CopyR
     here = await source.inventory.ainventory(thread_id)
     report.checkpoints.found += len(here)
     report.pending_writes.found += sum(here.values())
-    await _refuse_another_thread(source, target, thread_id)
+    await _refuse_what_is_not_its_own(source, target, thread_id)
     there = await target.inventory.ainventory(thread_id)
     if not there.keys() <= here.keys():
         raise InvalidInputError("the target has other state of that id.")
@@ -155,13 +155,13 @@ async def _copy_checkpoint(
     stored.update((namespace, channel, version) for channel, version in new.items())
 
 
-async def _refuse_another_thread(source: Side, target: Side, thread_id: str) -> None:
-    """Two threads with one id must not be mixed, whoever they belong to."""
-    there = await target.store.get_thread(thread_id)
-    if there is None:
-        return
-    here = await source.store.get_thread(thread_id)
-    if here is None or not is_same_thread(here, there):
+async def _refuse_what_is_not_its_own(source: Side, target: Side, thread_id: str) -> None:
+    """Two threads with one id must not be mixed, whoever they belong to; and what is somebody's must not become
+    nobody's, where the target has refused the row that says so."""
+    here, there = await source.store.get_thread(thread_id), await target.store.get_thread(thread_id)
+    if there is None and here is not None:
+        raise InvalidInputError("the target does not have its row.")
+    if there is not None and (here is None or not is_same_thread(here, there)):
         raise InvalidInputError("the target has another thread of that id.")
 
 

@@ -118,10 +118,12 @@ def checked_listing(filter: Any, before: Any, limit: Any) -> dict[str, Any] | No
 
     Raises:
         InvalidInputError: the filter has a key that is no name (letters, digits, `_`, `.`, `-`), an operator of
-            MongoDB's or what is no JSON; `before` names no checkpoint; the limit is no whole number.
+            MongoDB's or what is no JSON; `before` names no checkpoint; the limit is no whole number from 0.
     """
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int)):
         raise InvalidInputError(f"limit must be a whole number, not {type(limit).__name__}.")
+    if limit is not None and limit < 0:
+        raise InvalidInputError("limit is below 0: leave it out to list all.")
     if before is not None:
         validate_id(_configurable_of(before, "before").get("checkpoint_id"), "before's checkpoint_id")
     if not filter and not isinstance(filter, str | bytes | list | tuple):

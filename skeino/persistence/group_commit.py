@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
 from skeino.errors import StoreUnavailableError
+from skeino.persistence.answers import fail
 from skeino.persistence.one_thread import OneThread
 
 Write = TypeVar("Write")
@@ -35,6 +36,10 @@ has a commit less. With more writes at once there is enough to write while they 
 TURNS: Final = 2
 """Of the event loop, which it takes LangGraph to ask for the next checkpoint once the last one is stored: the task that
 stored it ends, and the one that waits for this wakes up."""
+
+
+AGAIN: Final = object()
+"""What `ThreadCommit` is told of a write that was not done, and is to be the first in the next batch."""
 
 
 class GroupCommit(ABC, Generic[Write]):
@@ -139,7 +144,7 @@ class GroupCommit(ABC, Generic[Write]):
         if isinstance(answer, StopIteration):  # which no future takes
             future.set_exception(RuntimeError(f"a write to {self._place} raised StopIteration"))
         elif isinstance(answer, BaseException):
-            future.set_exception(answer)
+            fail(future, answer)
         else:
             future.set_result(answer)
 
@@ -249,7 +254,7 @@ class ThreadCommit(GroupCommit[Write]):
     Args:
         thread: calls `write_batch`.
         write_batch: commits all the writes, or none of them. It returns an answer for each: what the write results in,
-            or the exception that it alone has earned. What it raises has failed them all.
+            or the exception that it alone has earned, or `AGAIN`. What it raises has failed them all.
         place, patience, limits: as `GroupCommit`.
     """
 
@@ -298,9 +303,12 @@ class ThreadCommit(GroupCommit[Write]):
             if failure is not None and not isinstance(failure, Exception):  # the process ends
                 self._cancel_batch()
                 raise failure
-            for (_, future), answer in zip(
-                self._taken(), answers if failure is None else [failure] * size, strict=True
-            ):
-                self._answer(future, answer)
+            again: list[tuple[Write, asyncio.Future[Any]]] = []
+            for waiting, answer in zip(self._taken(), answers if failure is None else [failure] * size, strict=True):
+                if answer is AGAIN:
+                    again.append(waiting)
+                else:
+                    self._answer(waiting[1], answer)
+            self._waiting.extendleft(reversed(again))
         finally:  # whatever comes of it, for those that wait
             self._write_next(loop, self._turns_after(size))

@@ -169,8 +169,10 @@ class Heartbeat:
                 self._beat_until_stopped()
                 self._give_back()
         finally:
-            self._leases.close()
-            self._over.set_result(None)
+            try:
+                self._leases.close()
+            finally:
+                self._over.set_result(None)
 
     def _begin(self) -> bool:
         """Acquire the first lease, and say so, or why not."""

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Generic, TypeVar
 
 from skeino.errors import StoreUnavailableError
+from skeino.persistence.answers import fail
 
 Place = TypeVar("Place")
 Row = TypeVar("Row")
@@ -82,7 +83,7 @@ class LatestReads(Generic[Place, Row]):
             if isinstance(exc, StoreUnavailableError) and (exc.sqlstate is None or exc.maybe_done):
                 for _, answer in asked:
                     if not answer.done():
-                        answer.set_exception(exc)
+                        fail(answer, exc)
             else:  # the database has refused one of them, maybe: each is told what its own read fails with
                 _answer(asked, [None] * len(asked))
         except BaseException:  # the event loop ends, or nobody waits any more

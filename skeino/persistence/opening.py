@@ -46,12 +46,15 @@ class Persistence:
         The run that asks for it does not count as active, and keeps its row, without the thread. The rows go
         first, because only there it can be decided at once, against all processes, that no run is active; the
         checkpoints follow even if the caller is cancelled meanwhile. Where the row is gone already and state is
-        left, the state is deleted.
+        left, which is nobody's then, the state is deleted.
 
         Raises:
             ThreadNotFoundError: there is no such thread, or it is another owner's.
             ThreadBusyError: a run is active on it, and `force` is False. Nothing was deleted.
         """
+        await to_its_end(self._delete_thread(thread_id, force=force, owner=owner))
+
+    async def _delete_thread(self, thread_id: str, *, force: bool, owner: OwnerFilter) -> None:
         run = current_run()
         if owner is ANY_OWNER and run is not None and run.guarded:
             owner = run.owner
@@ -59,12 +62,18 @@ class Persistence:
         try:
             await self.metadata_store.delete_thread(thread_id, force=force, owner=owner, ignore_run=ignore_run)
         except ThreadNotFoundError:
-            config: RunnableConfig = {"configurable": {"thread_id": thread_id, "checkpoint_ns": ""}}
-            if owner is not ANY_OWNER or await self.checkpointer.aget_tuple(config) is None:
+            if not await self._has_state_alone(thread_id):
                 raise
         if run is not None:
             run.forget_thread(thread_id)
-        await to_its_end(self.checkpointer.adelete_thread(thread_id))
+        await self.checkpointer.adelete_thread(thread_id)
+
+    async def _has_state_alone(self, thread_id: str) -> bool:
+        """Whether there is state of a thread, in whichever namespace, that has no row, of whichever owner."""
+        if await self.metadata_store.get_thread(thread_id) is not None:
+            return False
+        config: RunnableConfig = {"configurable": {"thread_id": thread_id}}
+        return any([True async for _ in self.checkpointer.alist(config, limit=1)])
 
 
 @asynccontextmanager

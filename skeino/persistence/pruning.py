@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import groupby
 from operator import attrgetter
-from typing import Any, Final, Literal, NamedTuple, cast, get_args
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 from skeino.errors import DeltaChannelError, InvalidInputError
 from skeino.validation import validate_id, validate_thread_id
@@ -87,26 +87,28 @@ def checked_run_ids(run_ids: Sequence[str]) -> list[str]:
     Raises:
         InvalidInputError: it is one string, or no collection, or one of them is no id.
     """
-    if isinstance(run_ids, str):
-        raise InvalidInputError("run_ids must be a list of run ids, not one string.")
-    if not isinstance(cast("object", run_ids), Collection) or isinstance(cast("object", run_ids), Mapping):
-        raise InvalidInputError(f"run_ids must be a list of run ids, not {type(run_ids).__name__}.")
-    return list(dict.fromkeys(validate_id(run_id, "run_id") for run_id in run_ids))
+    return list(dict.fromkeys(validate_id(run_id, "run_id") for run_id in _listed(run_ids, "run_ids", "run ids")))
+
+
+def checked_thread_ids(thread_ids: Sequence[str]) -> list[str]:
+    """The ids, each once.
+
+    Raises:
+        InvalidInputError: as `checked_run_ids`.
+    """
+    return list(dict.fromkeys(validate_thread_id(one) for one in _listed(thread_ids, "thread_ids", "thread ids")))
 
 
 def checked_prune(thread_ids: Sequence[str], strategy: str) -> tuple[list[str], PruneStrategy]:
     """The thread ids, each once, and the strategy.
 
     Raises:
-        InvalidInputError: the ids are one string, or no collection, one of them is none, or there is no such strategy.
+        InvalidInputError: as `checked_run_ids`; or there is no such strategy.
     """
-    if isinstance(thread_ids, str):
-        raise InvalidInputError("thread_ids must be a list of thread ids, not one string.")
-    if not isinstance(cast("object", thread_ids), Collection) or isinstance(cast("object", thread_ids), Mapping):
-        raise InvalidInputError(f"thread_ids must be a list of thread ids, not {type(thread_ids).__name__}.")
+    checked = checked_thread_ids(thread_ids)
     if strategy not in get_args(PruneStrategy):
         raise InvalidInputError(f"There is no strategy of that name: use {' or '.join(get_args(PruneStrategy))}.")
-    return list(dict.fromkeys(validate_thread_id(one) for one in thread_ids)), strategy  # type: ignore[return-value]
+    return checked, strategy  # type: ignore[return-value]
 
 
 def checked_copy(source_thread_id: str, target_thread_id: str) -> tuple[str, str]:
@@ -123,6 +125,14 @@ def checked_copy(source_thread_id: str, target_thread_id: str) -> tuple[str, str
 def target_exists(thread_id: str) -> str:
     """The sentence of the `ThreadExistsError` when the target of a copy has state already."""
     return f"The thread {thread_id!r} has checkpoints already: copy to a new thread id."
+
+
+def _listed(ids: object, name: str, what: str) -> Collection[object]:
+    if isinstance(ids, str):
+        raise InvalidInputError(f"{name} must be a list of {what}, not one string.")
+    if not isinstance(ids, Collection) or isinstance(ids, Mapping):
+        raise InvalidInputError(f"{name} must be a list of {what}, not {type(ids).__name__}.")
+    return ids
 
 
 def _latest(outlines: Iterable[CheckpointOutline]) -> list[CheckpointOutline]:

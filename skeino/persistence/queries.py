@@ -75,7 +75,7 @@ def run_query(search: RunSearch) -> Query:
         search,
         statuses=_statuses(search.get("status"), RUN_STATUSES),
         ids=_ids(search.get("ids"), validate_run_id),
-        sort_by=_one_of(search.get("sort_by", "created_at"), get_args(RunSort), "sort_by"),
+        sort_by=one_of(search.get("sort_by", "created_at"), get_args(RunSort), "sort_by"),
         thread_id=None if thread_id is None else validate_thread_id(thread_id),
     )
 
@@ -91,7 +91,7 @@ def thread_query(search: ThreadSearch) -> Query:
         search,
         statuses=_statuses(search.get("status"), THREAD_STATUSES),
         ids=_ids(search.get("ids"), validate_thread_id),
-        sort_by=_one_of(search.get("sort_by", "updated_at"), get_args(ThreadSort), "sort_by"),
+        sort_by=one_of(search.get("sort_by", "updated_at"), get_args(ThreadSort), "sort_by"),
         thread_id=None,
     )
 
@@ -114,7 +114,7 @@ def _query(
         created_after=None if after is None else validate_time(after, "created_after"),
         created_before=None if before is None else validate_time(before, "created_before"),
         sort_by=sort_by,
-        descending=_one_of(search.get("sort_order", "desc"), get_args(SortOrder), "sort_order") == "desc",
+        descending=one_of(search.get("sort_order", "desc"), get_args(SortOrder), "sort_order") == "desc",
         limit=_whole_number(search.get("limit", DEFAULT_LIMIT), "limit", 1, MAX_LIMIT),
         offset=_whole_number(search.get("offset", 0), "offset", 0, MAX_OFFSET),
         thread_id=thread_id,
@@ -189,23 +189,32 @@ def checked_finish(finish: RunFinish) -> RunFinish:
     checked = finish.copy()
     validate_run_id(finish["run_id"])
     validate_id(finish["worker_id"], "worker_id")
-    _one_of(finish["status"], TERMINAL_STATUSES, "status")
+    one_of(finish["status"], TERMINAL_STATUSES, "status")
     checked["finished_at"] = validate_time(finish["finished_at"], "finished_at")
     if finish["thread_id"] is not None:
         validate_thread_id(finish["thread_id"])
     if finish["thread_status"] is not None:
-        _one_of(finish["thread_status"], ("idle", "interrupted", "error"), "thread_status")
-    if finish["http_status"] is not None:
-        _whole_number(finish["http_status"], "http_status", 100, 999)
+        one_of(finish["thread_status"], ("idle", "interrupted", "error"), "thread_status")
     checked["metadata"] = validate_json_object(finish["metadata"], "metadata")
     checked["error"] = None if finish["error"] is None else checked_error(finish["error"])
-    if not isinstance(cast("object", finish["paused"]), bool):
-        raise InvalidInputError("paused must be True or False.")
-    _whole_number(finish["checkpoint_count"], "checkpoint_count", 0, 2**31 - 1)
-    for name in ("first_checkpoint_id", "last_checkpoint_id"):
-        if (checkpoint_id := finish[name]) is not None:
-            validate_id(checkpoint_id, name)
+    check_outcome(finish)
     return checked
+
+
+def check_outcome(end: RunFinish | RunRow) -> None:
+    """What the end of a run, or its row, says of its response and its ledger.
+
+    Raises:
+        InvalidInputError: a value is not storable.
+    """
+    if end["http_status"] is not None:
+        _whole_number(end["http_status"], "http_status", 100, 999)
+    if not isinstance(cast("object", end["paused"]), bool):
+        raise InvalidInputError("paused must be True or False.")
+    _whole_number(end["checkpoint_count"], "checkpoint_count", 0, 2**31 - 1)
+    for checkpoint_id in (end["first_checkpoint_id"], end["last_checkpoint_id"]):
+        if checkpoint_id is not None:
+            validate_id(checkpoint_id, "a checkpoint's id")
 
 
 def late_outcome_of(finish: RunFinish) -> dict[str, Any]:
@@ -237,7 +246,7 @@ def checked_ttl(ttl: ThreadTTL | None) -> ThreadTTL | None:
         return None
     if not isinstance(cast("object", ttl), Mapping) or set(ttl) != {"strategy", "ttl"}:
         raise InvalidInputError("ttl must be {'strategy': 'delete' or 'keep_latest', 'ttl': minutes}.")
-    _one_of(ttl["strategy"], ("delete", "keep_latest"), "ttl's strategy")
+    one_of(ttl["strategy"], ("delete", "keep_latest"), "ttl's strategy")
     minutes: object = ttl["ttl"]
     if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not 0 < minutes <= 10**9:
         raise InvalidInputError("ttl must be a number of minutes above zero.")
@@ -246,7 +255,7 @@ def checked_ttl(ttl: ThreadTTL | None) -> ThreadTTL | None:
 
 def checked_if_exists(choice: str) -> str:
     """`create_thread`'s choice, checked."""
-    return _one_of(choice, ("raise", "do_nothing"), "if_exists")
+    return one_of(choice, ("raise", "do_nothing"), "if_exists")
 
 
 def checked_ttl_change(ttl: ThreadTTL | Literal["keep"] | None) -> ThreadTTL | Literal["keep"] | None:
@@ -265,7 +274,7 @@ def _statuses(status: str | Collection[str] | None, known: tuple[str, ...]) -> t
     if status is None:
         return None
     wanted = (status,) if isinstance(status, str) else _members(status, "status")
-    return tuple(dict.fromkeys(_one_of(one, known, "status") for one in wanted))
+    return tuple(dict.fromkeys(one_of(one, known, "status") for one in wanted))
 
 
 def _ids(ids: Collection[str] | None, validate: Any) -> tuple[str, ...] | None:
@@ -287,7 +296,8 @@ def checked_owner(owner: OwnerFilter) -> OwnerFilter:
     return owner if owner is None or owner is ANY_OWNER else validate_id(owner, "owner")
 
 
-def _one_of(value: object, known: Collection[str], name: str) -> str:
+def one_of(value: object, known: Collection[str], name: str) -> str:
+    """The word, if it is one of those that are known."""
     plain = str.__str__(value) if isinstance(value, str) else None
     if plain is None or plain not in known:
         raise InvalidInputError(f"{name} must be one of {', '.join(known)}.")

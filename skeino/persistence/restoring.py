@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from skeino.errors import InvalidInputError
 from skeino.persistence.protocol import MAX_LIMIT
-from skeino.persistence.queries import checked_error, checked_ttl
+from skeino.persistence.queries import check_outcome, checked_error, checked_ttl, one_of
 from skeino.persistence.rows import ACTIVE_STATUSES, RUN_STATUSES, THREAD_STATUSES, RunRow, ThreadRow
-from skeino.validation import validate_id, validate_json_object, validate_run_id, validate_thread_id, validate_time
+from skeino.validation import (
+    validate_id,
+    validate_run_id,
+    validate_stored_json_object,
+    validate_thread_id,
+    validate_time,
+)
 
 
 def restored_threads(rows: Sequence[ThreadRow]) -> list[ThreadRow]:
@@ -39,13 +45,13 @@ def owners_of_threads(runs: Sequence[RunRow]) -> set[tuple[str, str | None]]:
 
 def _thread(row: ThreadRow) -> ThreadRow:
     _complete(row, ThreadRow)
-    _known(row["status"], THREAD_STATUSES)
+    one_of(row["status"], THREAD_STATUSES, "status")
     return ThreadRow(
         thread_id=validate_thread_id(row["thread_id"]),
         owner=None if row["owner"] is None else validate_id(row["owner"], "owner"),
         status="idle" if row["status"] == "busy" else row["status"],
-        metadata=validate_json_object(row["metadata"], "metadata"),
-        config=validate_json_object(row["config"], "config"),
+        metadata=validate_stored_json_object(row["metadata"], "metadata"),
+        config=validate_stored_json_object(row["config"], "config"),
         ttl=checked_ttl(row["ttl"]),
         created_at=validate_time(row["created_at"], "created_at"),
         updated_at=validate_time(row["updated_at"], "updated_at"),
@@ -54,29 +60,29 @@ def _thread(row: ThreadRow) -> ThreadRow:
 
 def _run(row: RunRow) -> RunRow:
     _complete(row, RunRow)
-    _known(row["status"], RUN_STATUSES)
+    one_of(row["status"], RUN_STATUSES, "status")
     if (row["finished_at"] is None) != (row["status"] in ACTIVE_STATUSES):
         raise InvalidInputError("finished_at is the time of a run's end: it is None exactly while a run is active.")
-    if not isinstance(cast("object", row["paused"]), bool):
-        raise InvalidInputError("paused must be True or False.")
+    check_outcome(row)
+    late = row["late_outcome"]
     return RunRow(
         run_id=validate_run_id(row["run_id"]),
         thread_id=None if row["thread_id"] is None else validate_thread_id(row["thread_id"]),
         owner=None if row["owner"] is None else validate_id(row["owner"], "owner"),
         worker_id=validate_id(row["worker_id"], "worker_id"),
         status=row["status"],
-        metadata=validate_json_object(row["metadata"], "metadata"),
-        kwargs=validate_json_object(row["kwargs"], "kwargs"),
+        metadata=validate_stored_json_object(row["metadata"], "metadata"),
+        kwargs=validate_stored_json_object(row["kwargs"], "kwargs"),
         error=None if row["error"] is None else checked_error(row["error"]),
-        http_status=None if row["http_status"] is None else _number(row["http_status"], "http_status", 100, 999),
+        http_status=row["http_status"],
         created_at=validate_time(row["created_at"], "created_at"),
         started_at=validate_time(row["started_at"], "started_at"),
         finished_at=None if row["finished_at"] is None else validate_time(row["finished_at"], "finished_at"),
-        checkpoint_count=_number(row["checkpoint_count"], "checkpoint_count", 0, 2**31 - 1),
-        first_checkpoint_id=_checkpoint_id(row["first_checkpoint_id"], "first_checkpoint_id"),
-        last_checkpoint_id=_checkpoint_id(row["last_checkpoint_id"], "last_checkpoint_id"),
+        checkpoint_count=row["checkpoint_count"],
+        first_checkpoint_id=row["first_checkpoint_id"],
+        last_checkpoint_id=row["last_checkpoint_id"],
         paused=row["paused"],
-        late_outcome=None if row["late_outcome"] is None else validate_json_object(row["late_outcome"], "late_outcome"),
+        late_outcome=None if late is None else validate_stored_json_object(late, "late_outcome"),
     )
 
 
@@ -89,18 +95,3 @@ def _at_most(rows: Sequence[Any]) -> Sequence[Any]:
 def _complete(row: object, kind: type[Any]) -> None:
     if not isinstance(row, Mapping) or set(row) != set(kind.__annotations__):
         raise InvalidInputError(f"A row must be a {kind.__name__}, with all of its fields.")
-
-
-def _known(status: object, known: Sequence[str]) -> None:
-    if not isinstance(status, str) or status not in known:
-        raise InvalidInputError(f"status must be one of {', '.join(known)}.")
-
-
-def _number(value: object, name: str, least: int, most: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise InvalidInputError(f"{name} must be a whole number from {least} to {most}.")
-    return value
-
-
-def _checkpoint_id(value: str | None, name: str) -> str | None:
-    return None if value is None else validate_id(value, name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, cast
@@ -23,6 +23,7 @@ from skeino.persistence.arguments import (
     place_to_list,
     place_to_write,
 )
+from skeino.persistence.pruning import checked_thread_ids
 from skeino.runs import Run, current_run, guard_var
 from skeino.validation import validate_thread_id
 
@@ -348,9 +349,8 @@ def _guarded(operation: Callable[..., Any]) -> Callable[..., Any]:
                 )
             return [], []
         if "copy_thread" in operation.__name__:
-            return [call["source_thread_id"]], [call["target_thread_id"]]
-        thread_ids = call["thread_ids"]  # what is no collection is refused by the operation
-        return [*thread_ids] if isinstance(thread_ids, Collection) and not isinstance(thread_ids, str) else [], []
+            return [validate_thread_id(call["source_thread_id"])], [validate_thread_id(call["target_thread_id"])]
+        return checked_thread_ids(call["thread_ids"]), []
 
     if inspect.iscoroutinefunction(operation):
 
@@ -359,9 +359,9 @@ def _guarded(operation: Callable[..., Any]) -> Callable[..., Any]:
             if (guard := current_run() or guard_var.get()) is not None:
                 read, written = threads_of(guard, parameters.bind(self, *arguments, **named).arguments)
                 for thread_id in read:
-                    await access.check_owner(guard, validate_thread_id(thread_id))
+                    await access.check_owner(guard, thread_id)
                 for thread_id in written:
-                    await _allow_write(current_run(), validate_thread_id(thread_id))
+                    await _allow_write(current_run(), thread_id)
             return await operation(self, *arguments, **named)
 
     else:
@@ -371,9 +371,9 @@ def _guarded(operation: Callable[..., Any]) -> Callable[..., Any]:
             if (guard := current_run() or guard_var.get()) is not None:
                 read, written = threads_of(guard, parameters.bind(self, *arguments, **named).arguments)
                 for thread_id in read:
-                    access.check_owner_blocking(guard, validate_thread_id(thread_id))
+                    access.check_owner_blocking(guard, thread_id)
                 for thread_id in written:
-                    _allow_write_blocking(current_run(), validate_thread_id(thread_id))
+                    _allow_write_blocking(current_run(), thread_id)
             return operation(self, *arguments, **named)
 
     return checked

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
 from skeino.errors import StoreError
+from skeino.persistence.cancellation import to_its_end
 from skeino.persistence.sweeping import SWEEP_SECONDS, Sweep, SweepableStore, SweepReport, Sweeps
 
 if TYPE_CHECKING:
@@ -64,9 +65,12 @@ class Sweeper:
         """Let it finish what it is at, a thread say."""
         self._stopping.set()
         if self._task is not None:
-            await asyncio.wait([self._task], timeout=PATIENCE)
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            await to_its_end(self._ended(self._task))
+
+    async def _ended(self, task: asyncio.Task[None]) -> None:
+        await asyncio.wait([task], timeout=PATIENCE)
+        task.cancel()
+        await asyncio.wait([task])
 
     async def _sweep_until_stopped(self, sweeps: Sweeps) -> None:
         wait = random.uniform(0.0, min(self._interval, FIRST_WAIT))

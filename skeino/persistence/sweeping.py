@@ -199,7 +199,7 @@ class Sweep:
                 try:
                     expiry = await self._sweeps.expire_thread(thread_id, self._checkpointer)
                 except Exception as exc:  # one that cannot be read, say, must not keep the others from their end
-                    unreachable += isinstance(exc, StoreUnavailableError)
+                    unreachable = unreachable + 1 if isinstance(exc, StoreUnavailableError) else 0
                     if unreachable == FAILURES:
                         raise
                     self._note_failure(thread_id, exc)

@@ -238,6 +238,20 @@ async def test_one_end_that_fails_at_shutdown_holds_up_no_other(moody: Moody) ->
     assert [row is not None and row["status"] != "running" for row in rows] == [True] * 4
 
 
+async def test_nothing_is_tried_any_more_once_it_is_closed(moody: Moody) -> None:
+    tracker = RunTracker(MOODY)
+    async with tracker.lifespan():
+        async with tracker.run():
+            pass
+        moody.failures = [StoreUnavailableError("It is away.")] * 1000
+        run = await tracker.run().__aenter__()
+        tracker.openings.here().finish(run, _success())  # whose first attempt is under way when it is closed
+    left = len(moody.failures)
+    await asyncio.sleep(0.3)
+    assert len(moody.failures) == left
+    assert not [task for task in asyncio.all_tasks() if task.get_name() == "skeino ends of runs"]
+
+
 def _success() -> Any:
     from skeino_asgi.outcome import Outcome
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextvars import ContextVar
 from typing import Any
 
-from skeino.persistence.group_commit import GroupCommit, TaskCommit, ThreadCommit
+from skeino.persistence.group_commit import AGAIN, GroupCommit, TaskCommit, ThreadCommit
 from skeino.persistence.one_thread import OneThread
 
 variable: ContextVar[str] = ContextVar("variable", default="none")
@@ -24,6 +24,8 @@ class Disk:
         self.batches: list[list[int]] = []
         self.turn.set()
         self.failure: BaseException | None = None
+        self.again = 0
+        """How many of the next batch are not done."""
 
     def end(self) -> None:
         """Let what keeps it go."""
@@ -35,7 +37,11 @@ class Disk:
     def _answers(self, numbers: Sequence[int]) -> list[Any]:
         if self.failure is not None:
             raise self.failure
-        return [ValueError(number) if number < 0 else number * 10 for number in numbers]
+        answers: list[Any] = [ValueError(number) if number < 0 else number * 10 for number in numbers]
+        if again := self.again:
+            self.again = 0
+            answers[-again:] = [AGAIN] * again
+        return answers
 
 
 class TaskDisk(Disk):

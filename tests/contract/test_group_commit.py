@@ -89,6 +89,7 @@ async def test_a_batch_that_fails_fails_all_its_writers_and_the_next_one_goes_on
     disk.failure = StoreError("the disk is broken")
     answers = await asyncio.gather(*(disk.group.write(number) for number in (1, 2)), return_exceptions=True)
     assert [str(answer) for answer in answers] == ["the disk is broken"] * 2
+    assert answers[0] is not answers[1], "what one of them adds to it, the other would see"
     disk.failure = None
     assert await disk.group.write(3) == 30
 

@@ -143,8 +143,10 @@ async def test_a_migration_whose_process_is_killed_is_stopped_by_the_server(post
 async def test_a_role_whose_transactions_keep_their_snapshot_can_set_up(postgres_dsn: str) -> None:
     one(postgres_dsn, "DO $$ BEGIN EXECUTE 'ALTER DATABASE ' || quote_ident(current_database()) || "
         "' SET default_transaction_isolation = ''repeatable read'''; END $$")  # fmt: skip
+    assert one(postgres_dsn, "SHOW default_transaction_isolation") == "repeatable read"
     async with asyncio.timeout(10):
         await opened(postgres_dsn)
+    assert (await read_schema(settings_for(postgres_dsn))).lacking is None
 
 
 async def test_a_role_without_create_is_told_what_is_missing_and_which_command_makes_it(postgres_dsn: str) -> None:

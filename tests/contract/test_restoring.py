@@ -10,6 +10,7 @@ from skeino.persistence import InMemoryMetadataStore, MetadataStoreProtocol, Run
 from skeino.persistence.rows import RUN_STATUSES, TERMINAL_STATUSES, RunError
 from skeino.runs import new_id
 from skeino.testing import at, ending, everything, the_run, the_thread
+from skeino.validation import MAX_JSON_DEPTH
 
 
 def thread(thread_id: str, **changes: Any) -> ThreadRow:
@@ -157,6 +158,20 @@ async def test_a_run_that_cannot_be_stored_is_refused_with_all_others(
     with pytest.raises(InvalidInputError):
         await store.restore_runs([run(None), run(None, **wrong)])
     assert await everything(store) == ([], [])
+
+
+async def test_what_a_store_has_merged_is_restored_however_large_and_deep_it_has_become(
+    store: MetadataStoreProtocol,
+) -> None:
+    deep: Any = None
+    for _ in range(MAX_JSON_DEPTH):
+        deep = {"a": deep}
+    large = {f"part {number}": "x" * 100_000 for number in range(3)}  # each was no more than is allowed at once
+    await store.restore_threads([thread("t1", metadata=large)])
+    kept = run("t1", metadata=large, late_outcome={"metadata": deep})
+    await store.restore_runs([kept])
+    assert (await the_thread(store, "t1"))["metadata"] == large
+    assert await the_run(store, kept["run_id"]) == kept
 
 
 async def test_a_thousand_rows_at_once_and_no_more(store: MetadataStoreProtocol) -> None:

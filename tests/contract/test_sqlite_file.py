@@ -188,6 +188,22 @@ async def test_many_who_wait_for_a_lock_wait_no_longer_than_one(tmp_path: Path) 
         await finished(persistence.metadata_store, "t")
 
 
+async def test_who_comes_late_waits_as_long_as_who_came_first(tmp_path: Path) -> None:
+    path = tmp_path / "skeino.db"
+    async with open_persistence(settings_for(path, busy_timeout=1.0)) as persistence:
+        with locked(path) as other:
+            first = [asyncio.create_task(started(persistence.metadata_store)) for _ in range(2)]
+            await asyncio.sleep(0.7)
+            late = asyncio.create_task(started(persistence.metadata_store))
+            for one in first:
+                with pytest.raises(StoreUnavailableError, match="SQLITE_BUSY"):
+                    await one
+            await asyncio.sleep(0.2)
+            assert not late.done(), "it has waited for half a second"
+            other.execute("ROLLBACK")
+            await late
+
+
 async def test_a_full_disk_is_a_typed_error_and_the_file_is_used_again(tmp_path: Path) -> None:
     async with open_persistence(settings_for(tmp_path / "skeino.db")) as persistence:
         store = persistence.metadata_store

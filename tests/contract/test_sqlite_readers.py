@@ -122,6 +122,21 @@ async def test_what_nobody_waits_for_any_more_is_left_out_when_its_turn_comes(re
     assert done == ["waited for"]
 
 
+async def test_what_nobody_waits_for_any_more_is_broken_off(readers: Readers) -> None:
+    def endless(connection: sqlite3.Connection) -> object:
+        begun.set()
+        statement = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
+        return connection.execute(statement).fetchone()
+
+    for _ in range(2 * AT_MOST):
+        begun = threading.Event()
+        task = asyncio.create_task(readers.read(endless))
+        await asyncio.to_thread(begun.wait, 30)
+        task.cancel()
+    async with asyncio.timeout(30):
+        assert await readers.read(number_of_rows) == 0
+
+
 async def test_closing_waits_for_what_was_asked_for(readers: Readers) -> None:
     go_on = threading.Event()
     tasks = []

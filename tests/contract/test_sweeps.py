@@ -176,6 +176,13 @@ async def test_a_thread_that_cannot_be_dealt_with_keeps_no_other_waiting_and_is_
             self.tried += 1
             raise StoreUnavailableError("It is away.")
 
+    class AwayByTurns(Recorder):
+        tried = 0
+
+        async def adelete_thread(self, thread_id: str) -> None:
+            self.tried += 1
+            raise StoreUnavailableError("It is away.") if self.tried % 2 else ValueError("its state cannot be read")
+
     store, saver = InMemoryMetadataStore(), Broken()
     for number in range(5):
         await aged(store, f"bad{number}", age=1000)
@@ -188,6 +195,63 @@ async def test_a_thread_that_cannot_be_dealt_with_keeps_no_other_waiting_and_is_
     with pytest.raises(StoreUnavailableError):
         await swept(Persistence(away, store))
     assert away.tried == 3, "it does not try one after the other in vain"
+    by_turns = AwayByTurns()
+    assert (await swept(Persistence(by_turns, store))).failed_threads == 5, "it was never away three times in a row"
+
+
+async def test_in_memory_a_thread_whose_state_cannot_be_deleted_keeps_its_runs() -> None:
+    class Away(Recorder):
+        async def adelete_thread(self, thread_id: str) -> None:
+            raise StoreUnavailableError("It is away.")
+
+    store = InMemoryMetadataStore()
+    await aged(store, "t")
+    await finished(store, "t", thread_status=None)
+    before = await everything(store)
+    with pytest.raises(StoreUnavailableError):
+        await store.sweeps().expire_thread("t", Away())
+    assert await everything(store) == before
+    assert await due(store) == ["t"]
+
+
+async def test_in_memory_a_thread_that_is_used_again_while_its_state_is_deleted_is_kept() -> None:
+    store = InMemoryMetadataStore()
+
+    class Slow(Recorder):
+        async def adelete_thread(self, thread_id: str) -> None:
+            await started(store, thread_id)
+
+    await aged(store, "t")
+    old = await finished(store, "t", thread_status=None)
+    assert await store.sweeps().expire_thread("t", Slow()) == "kept"
+    assert await store.get_run(old) is not None
+
+
+async def test_whoever_closes_it_waits_for_the_step_that_is_under_way_even_if_cancelled() -> None:
+    begun, done = asyncio.Event(), list[str]()
+
+    class Slow(Recorder):
+        async def adelete_thread(self, thread_id: str) -> None:
+            begun.set()
+            await asyncio.sleep(0.2)
+            done.append(thread_id)
+
+    store = InMemoryMetadataStore()
+    await aged(store, "t")
+
+    async def sweep() -> None:
+        async with Sweeper(Persistence(Slow(), store), "w", interval=0.01, run_retention=None):
+            await begun.wait()
+        done.append("closed")
+
+    sweeping = asyncio.create_task(sweep())
+    await begun.wait()
+    await asyncio.sleep(0.05)
+    sweeping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sweeping
+    assert done == ["t"]
+    assert not [task for task in asyncio.all_tasks() if task.get_name() == "skeino sweeper"]
 
 
 async def test_old_runs_go_in_batches_and_the_threads_stay(

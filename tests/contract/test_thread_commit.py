@@ -53,6 +53,12 @@ async def test_what_its_thread_has_written_is_answered_in_the_turn_that_it_wakes
     assert order == ["answer", "a turn later"]
 
 
+async def test_what_was_not_done_comes_first_in_the_next_batch(disk: ThreadDisk) -> None:
+    disk.again = 2
+    assert await asyncio.gather(*(disk.group.write(number) for number in (1, 2, 3, 4))) == [10, 20, 30, 40]
+    assert disk.batches == [[1, 2, 3, 4], [3, 4]]
+
+
 async def test_a_thread_that_cannot_be_started_fails_the_write_and_the_next_one_tries_again(
     disk: ThreadDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:

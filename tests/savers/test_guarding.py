@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -164,3 +165,32 @@ async def test_deleting_a_thread_deletes_both_halves(tracker: RunTracker, saver:
     assert len(await tracker.metadata_store.search_runs(thread_id="kept")) == 1
     with pytest.raises(ThreadNotFoundError):
         await tracker.persistence.delete_thread("t")
+
+
+async def test_a_deletion_that_is_cancelled_leaves_no_state_without_its_row(tracker: RunTracker, saver: Saver) -> None:
+    for turns in range(8):  # of the event loop, until it is cancelled
+        async with tracker.run(thread_id="t", owner="ann") as run:
+            await plain(saver).ainvoke(said("secret"), run.config)
+        deletion = asyncio.create_task(tracker.persistence.delete_thread("t"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        deletion.cancel()
+        with suppress(asyncio.CancelledError):
+            await deletion
+        assert (await tracker.metadata_store.get_thread("t") is None) == (await checkpoints(saver, "t") == []), turns
+
+
+async def test_state_that_a_deletion_has_left_behind_is_nobody_s_and_whoever_deleted_can_delete_it(
+    tracker: RunTracker, saver: Saver
+) -> None:
+    for checkpoint_ns in ("", "of:a subgraph"):
+        async with tracker.run(thread_id="t", owner="ann"):
+            config = config_of("t", checkpoint_ns=checkpoint_ns)
+            await saver.aput(config, empty_checkpoint(), {}, {})
+        await tracker.metadata_store.delete_thread("t")  # and its process has died
+
+        async with tracker.run(owner="ann"):
+            await tracker.persistence.delete_thread("t")
+            assert await error_of(tracker.persistence.delete_thread("t")) is ThreadNotFoundError
+
+        assert [one async for one in saver.alist(config_of("t"))] == []

@@ -69,20 +69,17 @@ class InMemorySweeps:
         return [thread_id for thread_id in due if thread_id not in leave_out][:limit]
 
     async def expire_thread(self, thread_id: str, checkpointer: BaseCheckpointSaver[Any]) -> Expiry:
-        thread = self._threads.get(thread_id)
-        ttl = None if thread is None or not self._is_due(thread) else thread["ttl"]
-        if thread is None or ttl is None or self._active.get(thread_id):
+        if (strategy := self._strategy_of(thread_id)) is None:
             return "kept"
-        if ttl["strategy"] == "delete":  # the rows first: whoever comes then makes the thread anew
+        # Its state first: if that fails, of a database that has gone away say, the thread is still due.
+        expiry = await remove_state(checkpointer, thread_id, strategy)
+        if self._strategy_of(thread_id) != strategy:
+            return "kept"
+        if expiry == "deleted":
             await self._store.delete_thread(thread_id)
         else:
-            self._pruned[thread_id] = thread["updated_at"]
-        try:
-            return await remove_state(checkpointer, thread_id, ttl["strategy"])
-        except BaseException:  # of a database, which has gone away say: the next sweep tries again
-            self._threads.setdefault(thread_id, thread)
-            self._pruned.pop(thread_id, None)
-            raise
+            self._pruned[thread_id] = self._threads[thread_id]["updated_at"]
+        return expiry
 
     async def delete_finished_runs(self, older_than: timedelta, *, limit: int) -> int:
         gone = [run_id for run_id, _ in zip(self._finished(older_than), range(limit), strict=False)]
@@ -95,10 +92,17 @@ class InMemorySweeps:
             if thread["ttl"] is not None and self._is_due(thread):
                 yield thread_id, thread["ttl"]["strategy"]
 
+    def _strategy_of(self, thread_id: str) -> Strategy | None:
+        """What is to be done with the thread; None if it is not due, or in use."""
+        thread = self._threads.get(thread_id)
+        if thread is None or thread["ttl"] is None or self._active.get(thread_id) or not self._is_due(thread):
+            return None
+        return thread["ttl"]["strategy"]
+
     def _is_due(self, thread: ThreadRow) -> bool:
         if thread["ttl"] is None or self._pruned.get(thread["thread_id"]) == thread["updated_at"]:
             return False
-        return thread["updated_at"] + timedelta(minutes=thread["ttl"]["ttl"]) < datetime.now(UTC)
+        return datetime.now(UTC) - thread["updated_at"] > timedelta(minutes=thread["ttl"]["ttl"])
 
     def _finished(self, older_than: timedelta) -> Iterator[str]:
         before = datetime.now(UTC) - older_than

@@ -78,7 +78,7 @@ class MongoDatabaseSaver(MongoDBSaver):
         async def read(after: Place | None, size: int) -> Sequence[CheckpointTuple]:
             return await self._in_thread(lambda: page(self, config, filter, before, after, size))
 
-        async for checkpoint in paged(read, _limit(limit)):  # a reader that pauses keeps neither a thread nor a cursor
+        async for checkpoint in paged(read, limit):  # a reader that pauses keeps neither a thread nor a cursor
             yield checkpoint
 
     async def aget_delta_channel_history(
@@ -147,7 +147,7 @@ class MongoDatabaseSaver(MongoDBSaver):
             with self.database.blocking_operation():
                 return page(self, config, filter, before, after, size)
 
-        yield from paged_blocking(read, _limit(limit))
+        yield from paged_blocking(read, limit)
 
     def get_delta_channel_history(
         self, *, config: RunnableConfig, channels: Sequence[str]
@@ -294,8 +294,3 @@ def _held(config: RunnableConfig) -> tuple[Run | None, tuple[str, int] | None]:
     """The current run, and the thread with the fence that the run's writes go with."""
     run, fence = fence_of(config)
     return run, None if fence is None else (config["configurable"]["thread_id"], fence)
-
-
-def _limit(limit: int | None) -> int | None:
-    """As MongoDB takes it: 0 is no limit, and of a negative number the sign means nothing here."""
-    return abs(limit) if limit else None

@@ -166,6 +166,8 @@ class MongoMetadataStore:
     async def close(self) -> None:
         """Write what is still to be written of runs' lives, and take no more."""
         await self._run_writes.close()
+        while self._keeping:
+            await asyncio.wait(self._keeping)
 
     def open_leases(self, limit: float) -> MongoLeases:
         return MongoLeases(self._database, limit)

@@ -24,7 +24,7 @@ import aiosqlite
 
 from skeino.errors import ConfigurationError, InvalidInputError, SchemaError, StoreError, StoreUnavailableError
 from skeino.persistence.cancellation import to_its_end
-from skeino.persistence.group_commit import ThreadCommit
+from skeino.persistence.group_commit import AGAIN, ThreadCommit
 from skeino.persistence.one_thread import OneThread
 from skeino.persistence.registry import CheckpointerSpec, beginning_of
 from skeino.persistence.sqlite import schema
@@ -38,6 +38,9 @@ BUSY_TIMEOUT = 10.0
 
 OPERATION_TIMEOUT = 30.0
 """Seconds that one operation may take, the wait for this process's other writes included."""
+
+_TENTH: Final = 0.1
+"""Of a second, in which SQLite is told to wait: so that it seldom has to be told anew."""
 
 OPTIONS: Final[dict[str, tuple[Any, Any]]] = {
     "setup_schema": (bool, True),
@@ -108,7 +111,14 @@ class SqliteDatabase:
 
     def _write_batch(self, writes: Sequence[_Write]) -> Sequence[Any]:
         with translated_errors(self.path):
-            answers = self._transact(writes)
+            try:
+                answers = self._transact(writes)
+            except sqlite3.OperationalError as exc:
+                if not _reason(exc).startswith("SQLITE_BUSY"):
+                    raise
+                # Another process has had the lock for as long as the first of them may wait: the others wait on.
+                over = max(min(write.deadline for write in writes), time.monotonic() + _TENTH)
+                answers = [exc if write.deadline <= over else AGAIN for write in writes]
         return [_translated(answer, self.path) if isinstance(answer, Exception) else answer for answer in answers]
 
     def _transact(self, writes: Sequence[_Write]) -> Sequence[Any]:
@@ -139,8 +149,8 @@ class SqliteDatabase:
         return answers
 
     def _let_it_wait(self, seconds: float) -> None:
-        """How long SQLite waits for another process's write: in tenths of a second, so that it seldom changes."""
-        milliseconds = 100 * max(0, round(10 * seconds))
+        """How long SQLite waits for another process's write."""
+        milliseconds = round(1000 * _TENTH) * max(0, round(seconds / _TENTH))
         if milliseconds != self._waits:
             self._connection.execute(f"PRAGMA busy_timeout = {milliseconds}")
             self._waits = milliseconds
@@ -230,10 +240,9 @@ async def open_database(spec: CheckpointerSpec) -> AsyncIterator[SqliteDatabase]
             _refuse_read_only(path)
         elif not path.exists():
             raise SchemaError(f"There is no file {path}: correct the path, or let setup_schema=True make it.")
-        writer = await asyncio.to_thread(_connect_writer, path, options["busy_timeout"])
+        prepare = schema.create if options["setup_schema"] else schema.verify
+        writer = await _made_in_a_thread(lambda: _connect_writer(path, options["busy_timeout"], prepare))
         try:
-            prepare = schema.create if options["setup_schema"] else schema.verify
-            await asyncio.to_thread(_patiently, lambda: prepare(writer), options["busy_timeout"])
             reader = await aiosqlite.connect(path, isolation_level=None, timeout=options["busy_timeout"])
         except BaseException:
             writer.close()
@@ -263,7 +272,8 @@ async def read_schema(spec: CheckpointerSpec) -> SchemaState:
 
     def read() -> SchemaState:
         if not path.exists():
-            return schema.read_state(sqlite3.connect(":memory:"))
+            with closing(sqlite3.connect(":memory:")) as nothing:
+                return schema.read_state(nothing)
         with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=BUSY_TIMEOUT)) as connection:
             return schema.read_state(connection)
 
@@ -278,7 +288,7 @@ def translated_errors(path: Path) -> Iterator[None]:
         yield
     except TimeoutError as exc:
         raise StoreUnavailableError(
-            f"The SQLite file {path} did not answer in time: another process writes.", maybe_done=True
+            f"The SQLite file {path} was not read in time: what is read is too much, or others read too much."
         ) from exc
     except sqlite3.OperationalError as exc:
         if "no such table" in str(exc) or "no such column" in str(exc):
@@ -375,12 +385,26 @@ def _refuse_read_only(path: Path) -> None:
             )
 
 
-def _connect_writer(path: Path, busy_timeout: float) -> sqlite3.Connection:
+async def _made_in_a_thread(connect: Callable[[], sqlite3.Connection]) -> sqlite3.Connection:
+    """The connection; a caller that is cancelled leaves none open, and none that the thread still uses."""
+    making = asyncio.ensure_future(asyncio.to_thread(connect))
+    try:
+        return await to_its_end(making)
+    except asyncio.CancelledError:
+        if making.exception() is None:
+            making.result().close()
+        raise
+
+
+def _connect_writer(
+    path: Path, busy_timeout: float, prepare: Callable[[sqlite3.Connection], object]
+) -> sqlite3.Connection:
     connection = sqlite3.connect(path, timeout=busy_timeout, isolation_level=None, check_same_thread=False)
     try:
         _patiently(lambda: connection.execute("PRAGMA journal_mode = WAL"), busy_timeout)
         connection.execute("PRAGMA synchronous = FULL")  # a commit survives a power cut
         connection.execute("PRAGMA foreign_keys = ON")
+        _patiently(lambda: prepare(connection), busy_timeout)
     except BaseException:
         connection.close()
         raise

@@ -27,6 +27,9 @@ most of the work is Python's, which is done in one thread at a time."""
 MOST: Final = 16
 """Read together: the first has its answer when all have been read."""
 
+INSTRUCTIONS: Final = 100_000
+"""Of SQLite's virtual machine, a millisecond or so, after which it asks whether the caller is still there."""
+
 _Asked = list[tuple[Callable[[sqlite3.Connection], Any], asyncio.Future[Any]]]
 
 
@@ -46,7 +49,7 @@ class Readers:
         self._at_rest = asyncio.Event()  # after that
 
     async def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """What `work` results in. A caller that is cancelled loses the answer; the work goes on if it has begun.
+        """What `work` results in. A caller that is cancelled loses the answer; SQLite breaks off what it is reading.
 
         Raises:
             sqlite3.ProgrammingError: it is closed; or SQLite's own error.
@@ -111,6 +114,7 @@ class Readers:
                 if future.done():
                     answers.append((None, None))
                     continue
+                connection.set_progress_handler(future.done, INSTRUCTIONS)
                 try:
                     if not connection.in_transaction:
                         connection.execute("BEGIN")  # what belongs together is read together, whoever deletes meanwhile

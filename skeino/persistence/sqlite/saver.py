@@ -99,7 +99,7 @@ class SqliteDatabaseSaver(AsyncSqliteSaver):
                 lambda connection: page(connection, self.serde, config, filter, before, after, size)
             )
 
-        async for checkpoint in paged(read, None if limit is not None and limit < 0 else limit):  # -1 is all, in SQL
+        async for checkpoint in paged(read, limit):
             yield checkpoint
 
     async def aget_delta_channel_history(
