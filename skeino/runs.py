@@ -370,8 +370,8 @@ class Run:
         if isinstance(self.conflict, RunInterruptedError):  # of several that were on their way, the first says it
             return self.conflict
         exc = RunInterruptedError(
-            f"The run {self.run_id} has lost the thread {thread_id!r}: another run has taken it, or the run's process "
-            "was counted as dead. Nothing was written."
+            f"The run {self.run_id} has lost the thread {thread_id!r}: another run has taken it, it was deleted, or "
+            "the run's process counts as dead; or the graph's checkpointer is another tracker's. Nothing was written."
         )
         self.lose(exc)
         return exc

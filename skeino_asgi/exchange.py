@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import TYPE_CHECKING, Any, Final
 
 from starlette.requests import ClientDisconnect
@@ -23,7 +24,9 @@ RELEASE_PATIENCE: Final = 2.0
 class HttpExchange:
     """Watches one request's `receive` and `send`, and adds the run's headers to the response.
 
-    A client's leaving counts only before the response is complete: uvicorn sends `http.disconnect` afterwards, too.
+    A client's leaving counts only before the response is complete: uvicorn sends `http.disconnect` afterwards, too. The
+    client takes it for complete when it has as many bytes as it was told, and may leave then; some frameworks still
+    have an empty message to send, and do not come to it.
     """
 
     # Defaults of the class, and no slots: most requests set few of them, and each costs what a store of it takes.
@@ -34,10 +37,12 @@ class HttpExchange:
     cut_off = False
     """The application was cancelled for that."""
     completing = False
-    """The server has been handed the last message; it may say that the client left before it returns."""
+    """The server has been handed the last of the response; it may say that the client left before it returns."""
     complete = False
     _unsent: OSError | None = None
     """What `send` raised for that."""
+    _missing: float | None = None
+    """Bytes of the body that the client still expects; None until that matters."""
     _trailers = False
     _answering = False
     _replaced = False
@@ -63,8 +68,10 @@ class HttpExchange:
             self.status = message["status"]
             self._trailers = message.get("trailers", False)
             message = self._start = with_run(message, self._run)
+            self.completing = self._run.has_claimed and self._expects_nothing()
         elif kind == "http.response.body":
-            self.completing = not (message.get("more_body", False) or self._trailers)
+            more = message.get("more_body", False)
+            self.completing = self.complete or self._has_all_with(message) if more else not self._trailers
         elif kind == "http.response.trailers":
             self.completing = not message.get("more_trailers", False)
         elif kind == "http.response.pathsend":
@@ -79,6 +86,17 @@ class HttpExchange:
             self.left, self._unsent = not self.complete, exc
             raise
         self.complete = self.completing
+
+    def _expects_nothing(self) -> bool:
+        """Whether the client has the whole response with its headers."""
+        return self.status in (204, 304) or self._has_all_with({})
+
+    def _has_all_with(self, message: Message) -> bool:
+        """Whether the client has the whole response with this message, though others may follow."""
+        if self._missing is None:
+            self._missing = math.inf if self._start is None or self._trailers else _length_of(self._start)
+        self._missing -= len(message.get("body", b""))
+        return self._missing <= 0
 
     async def _release_threads(self) -> None:
         """Before the client can send its next request: it must not be kept waiting by this one."""
@@ -123,7 +141,7 @@ class HttpExchange:
             status = storable_status(status)
         if self._run.conflict is not None and (self._replaced or is_stopped(self._run, exc)):
             return stopped(self._run.conflict, status)
-        if exc is None and self.complete:
+        if self.complete and (exc is None or self._came_of_what_was_not_sent(exc)):
             if status is not None and status >= 500:
                 return failed(HTTP_ERROR, f"The application answered with status {status}.", status)
             return succeeded(status)
@@ -143,6 +161,11 @@ class HttpExchange:
             return failed("no_response", "The application returned without a response.")
         return failed("incomplete_response", "The application returned before its response was complete.", status)
 
+    def _came_of_what_was_not_sent(self, exc: BaseException) -> bool:
+        """Whether it is what `send` has raised, as the application passes it on, or as Starlette does."""
+        cause = exc.__context__ if isinstance(exc, ClientDisconnect) else exc
+        return cause is not None and cause is self._unsent
+
     def _phase(self) -> str:
         status = storable_status(self.status)
         if status is None or (status >= 500 and self.complete):  # which says that it was raised
@@ -156,6 +179,12 @@ def with_run(message: Message, run: Run) -> Message:
     if run.minted_thread_id and run.thread_id is not None:
         headers.append((b"x-thread-id", run.thread_id.encode()))
     return {**message, "headers": headers}
+
+
+def _length_of(start: Message) -> float:
+    """Of the body, as the client is told; infinity where it is told none."""
+    told = next((bytes(value) for name, value in start["headers"] if bytes(name).lower() == b"content-length"), b"")
+    return int(told) if told.isdigit() else math.inf
 
 
 def _is_event_stream(message: Message) -> bool:

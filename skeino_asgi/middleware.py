@@ -71,7 +71,7 @@ class RunMiddleware:
         include: track these paths only: paths, `"/api/*"` for all below one, or a predicate of the scope.
         exclude: do not track these (health checks, static files). Their handlers get the state and no run.
         claim: the requests (as `include`) that claim their thread before their handler starts, where it is known then;
-            a busy one is answered with 409. Others claim it when their graph first loads its state.
+            a busy one is answered with 409. Others, GET and DELETE too, claim it when their graph first loads it.
         record: `"always"`: a run's row is committed before the handler starts. `"on_use"`: before its graph first
             reads or writes, or at the end, if the handler used the run in another way (took its config, added
             metadata, called `fail()`). A request that does neither leaves no row, though its answer has `X-Run-ID`.
@@ -186,7 +186,7 @@ class RunMiddleware:
                 await opening.write_row(run)
             elif self._owner is not None:
                 await opening.admit(run)
-            if claims_first and run.thread_id is not None:
+            if claims_first and run.thread_id is not None and run.creates_thread:
                 await opening.claim(run, run.thread_id)
         except REFUSALS as exc:
             if isinstance(exc, StoreUnavailableError) and self.tracker.settings.on_store_error == "untracked":

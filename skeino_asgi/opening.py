@@ -209,8 +209,11 @@ class Opening:
         try:
             await allow_write(run, thread_id)
         except BaseException as exc:
-            outcome = raised(exc, "before the handler") if run.conflict is None else stopped(run.conflict, 409)
-            self.finish(run, outcome)
+            if run.write_row is not None and isinstance(exc, StoreError) and not getattr(exc, "maybe_done", False):
+                self._leave(run)  # its row was refused: there is no run
+            else:
+                outcome = raised(exc, "before the handler") if run.conflict is None else stopped(run.conflict, 409)
+                self.finish(run, outcome)
             raise
 
     def finish(self, run: Run, outcome: Outcome) -> End | None:

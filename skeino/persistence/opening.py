@@ -24,7 +24,7 @@ from skeino.persistence.registry import (
     normalised_scheme,
 )
 from skeino.persistence.rows import ANY_OWNER, OwnerFilter
-from skeino.persistence.stamping import stamped
+from skeino.persistence.stamping import put_beside, stamped
 from skeino.runs import current_run
 from skeino.settings import SkeinoSettings
 
@@ -112,6 +112,7 @@ async def open_persistence(settings: SkeinoSettings | None = None) -> AsyncItera
                 f"The metadata store's builder of scheme {scheme!r} yielded a {type(store).__name__}, which lacks "
                 "methods of MetadataStoreProtocol."
             )
+        put_beside(saver, store)
         yield Persistence(saver, store)
 
 

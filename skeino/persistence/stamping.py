@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 import warnings
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
         DeltaChannelHistory,
     )
 
+    from skeino.persistence.protocol import MetadataStoreProtocol
+
     _Saver = BaseCheckpointSaver[Any]
 else:
     _Saver = object
@@ -57,6 +60,9 @@ class RunStampMixin(_Saver):
     - A thread of another owner is not found.
     """
 
+    _beside: MetadataStoreProtocol | None = None
+    """The other half, where both were opened together."""
+
     # ── Writing ──────────────────────────────────────────────────────────────────────────────────────────
 
     async def aput(
@@ -71,8 +77,14 @@ class RunStampMixin(_Saver):
             return await super().aput(config, checkpoint, metadata, new_versions)
         run = current_run()
         await _allow_write(run, call[0], goes_on=is_execution(config))
-        with _Calling(call):
-            stored = await super().aput(config, checkpoint, stamped_metadata(run, metadata), new_versions)
+        _refuse_what_cannot_be(self, run, call[0])
+        try:
+            with _Calling(call):
+                stored = await super().aput(config, checkpoint, stamped_metadata(run, metadata), new_versions)
+        except asyncio.CancelledError:
+            if run is not None:
+                run.ledger.wrote(*call)  # it is on its way: who is cancelled loses the answer alone
+            raise
         if run is not None:
             run.ledger.wrote(*call)
         return stored
@@ -89,6 +101,7 @@ class RunStampMixin(_Saver):
             return super().put(config, checkpoint, metadata, new_versions)
         run = current_run()
         _allow_write_blocking(run, call[0], goes_on=is_execution(config))
+        _refuse_what_cannot_be(self, run, call[0])
         with _Calling(call):
             stored = super().put(config, checkpoint, stamped_metadata(run, metadata), new_versions)
         if run is not None:
@@ -104,8 +117,13 @@ class RunStampMixin(_Saver):
             return await super().aput_writes(config, writes, task_id, task_path)
         run = current_run()
         await _allow_write(run, call[0], goes_on=is_execution(config))
-        with _Calling(call):
-            await super().aput_writes(config, writes, task_id, task_path)
+        _refuse_what_cannot_be(self, run, call[0])
+        try:
+            with _Calling(call):
+                await super().aput_writes(config, writes, task_id, task_path)
+        except asyncio.CancelledError:
+            _note_interrupt(run, config, writes)
+            raise
         _note_interrupt(run, config, writes)
         return None
 
@@ -118,6 +136,7 @@ class RunStampMixin(_Saver):
             return super().put_writes(config, writes, task_id, task_path)
         run = current_run()
         _allow_write_blocking(run, call[0], goes_on=is_execution(config))
+        _refuse_what_cannot_be(self, run, call[0])
         with _Calling(call):
             super().put_writes(config, writes, task_id, task_path)
         _note_interrupt(run, config, writes)
@@ -131,6 +150,7 @@ class RunStampMixin(_Saver):
         await _allow_read(call)
         if is_execution(config) and (run := current_run()) is not None:
             await access.allow_write(run, call[0])  # before it loads what another run may be about to change
+            _refuse_what_cannot_be(self, run, call[0])
         with _Calling(call):
             return await super().aget_tuple(config)
 
@@ -140,6 +160,7 @@ class RunStampMixin(_Saver):
         _allow_read_blocking(call)
         if is_execution(config) and (run := current_run()) is not None:
             access.allow_write_blocking(run, call[0])
+            _refuse_what_cannot_be(self, run, call[0])
         with _Calling(call):
             return super().get_tuple(config)
 
@@ -242,6 +263,7 @@ def stamped(saver: BaseCheckpointSaver[Any]) -> BaseCheckpointSaver[Any]:
     try:
         stamped_class = _stamped_class(cast("Any", type(saver)))
         clone = object.__new__(stamped_class)  # assigning __class__ fails: the two layouts differ
+        put_beside(clone, None)
     except TypeError as exc:
         name = type(saver).__name__
         raise ConfigurationError(
@@ -254,6 +276,12 @@ def stamped(saver: BaseCheckpointSaver[Any]) -> BaseCheckpointSaver[Any]:
                 setattr(clone, name, getattr(saver, name))
     clone.__dict__ = saver.__dict__  # shared: what the saver opens later, its builder finds, and closes
     return clone
+
+
+def put_beside(saver: BaseCheckpointSaver[Any], store: MetadataStoreProtocol | None) -> None:
+    """Tell a saver that stamps which store its runs' rows, and the claims of threads, are in."""
+    if isinstance(saver, RunStampMixin):
+        saver._beside = store
 
 
 def stamped_metadata(run: Run | None, metadata: CheckpointMetadata) -> CheckpointMetadata:
@@ -276,7 +304,9 @@ def fence_of(config: RunnableConfig) -> tuple[Run | None, int | None]:
 
 @functools.cache
 def _stamped_class(saver_class: type[BaseCheckpointSaver[Any]]) -> type[BaseCheckpointSaver[Any]]:
-    return type(f"Stamped{saver_class.__name__}", (RunStampMixin, saver_class), {"__module__": saver_class.__module__})
+    # A place of its own for what stands beside it: the attributes are the saver's, which others may have stamped, too.
+    namespace = {"__module__": saver_class.__module__, "__slots__": ("_beside",)}
+    return type(f"Stamped{saver_class.__name__}", (RunStampMixin, saver_class), namespace)
 
 
 _within: ContextVar[tuple[str, ...] | None] = ContextVar("skeino_saver_call", default=None)
@@ -309,6 +339,34 @@ def _allow_write_blocking(run: Run | None, thread_id: str, *, goes_on: bool = Fa
         access.allow_write_blocking(run, thread_id, goes_on=goes_on)
     else:
         _allow_read_blocking((thread_id,))
+
+
+def _refuse_what_cannot_be(saver: RunStampMixin, run: Run | None, thread_id: str) -> None:
+    """What the database does not see: that the run is of another one, or has lost a thread that only memory knows of.
+
+    Raises:
+        ConfigurationError: the saver is another tracker's than the run.
+        RunInterruptedError: another run has taken the thread, or it was deleted.
+    """
+    store = saver._beside
+    if run is None or store is None:
+        return
+    fence_here: Callable[[str], int | None] | None = getattr(store, "fence_here", None)
+    if store is not run.store and run.store is not None and _are_apart(store, run.store):
+        raise ConfigurationError(
+            f"The graph's checkpointer stands beside another metadata store ({type(store).__name__}) than that of the "
+            f"run {run.run_id} ({type(run.store).__name__}): compile the graph with the checkpointer of the tracker "
+            "that RunMiddleware has (tracker=)."
+        )
+    if fence_here is not None and (fence := run.fence_of(thread_id)) is not None and fence != fence_here(thread_id):
+        raise run.refused(thread_id)
+
+
+def _are_apart(one: object, other: object) -> bool:
+    """Whether two stores are certainly not of one database: of two servers' addresses nobody knows."""
+    if type(one) is not type(other) or hasattr(one, "fence_here"):
+        return True
+    return bool(getattr(one, "path", None) != getattr(other, "path", None))
 
 
 async def _allow_read(call: tuple[str, ...]) -> None:

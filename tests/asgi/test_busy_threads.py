@@ -145,6 +145,18 @@ async def test_with_claim_a_busy_thread_is_refused_before_the_handler_starts(set
     assert [run["error"] and run["error"]["code"] for run in runs] == ["thread_busy"]
 
 
+@pytest.mark.parametrize("record", ["always", "on_use"])
+async def test_with_claim_a_reading_request_creates_no_thread(settings: SkeinoSettings, record: Any) -> None:
+    wrapped = RunMiddleware(
+        answering(), settings=settings, record=record, claim=["/*"], owner=lambda connection: connection.headers["x-me"]
+    )
+    async with connected(wrapped) as client:
+        for method in ("GET", "DELETE"):
+            assert (await client.request(method, "/", headers={**ON_T, "X-Me": "mallory"})).status_code == 200
+        assert await store_of(wrapped).get_thread("t") is None
+        assert (await client.post("/", headers={**ON_T, "X-Me": "ann"})).status_code == 200
+
+
 # ── What frameworks make of it ───────────────────────────────────────────────────────────────────────────
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from skeino import ConfigurationError, InvalidInputError, SkeinoSettings, StoreUnavailableError, current_run
 from skeino.persistence import RunRow, open_persistence
+from skeino.testing import everything
 from skeino_asgi import RunMiddleware
 from tests.asgi.conftest import answering, connected, ended, store_of
 from tests.asgi.graphs import compiled
@@ -249,6 +250,26 @@ async def test_a_store_that_is_away_when_the_run_is_first_used_fails_the_graph_a
         response: httpx.Response = await client.post("/", headers={"X-Thread-ID": "t1"})
         row = await written(wrapped, response.headers["x-run-id"])
     assert (row["status"], row["checkpoint_count"]) == ("success", 0)
+
+
+@pytest.mark.parametrize("record", ["always", "on_use"])
+async def test_with_claim_a_request_that_is_refused_for_a_store_that_is_away_leaves_no_row(
+    monkeypatch: pytest.MonkeyPatch, record: Any
+) -> None:
+    wrapped = RunMiddleware(answering(), settings=SkeinoSettings(), record=record, claim=["/*"])
+    async with connected(wrapped) as client:
+        assert (await client.post("/", headers={"X-Thread-ID": "t1"})).status_code == 200
+        await wrapped.tracker.settled()
+        before = await everything(store_of(wrapped))
+
+        async def away(*_: Any, **__: Any) -> Any:
+            raise StoreUnavailableError("the store is away")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store_of(wrapped), "start_run", away)
+            assert (await client.post("/", headers={"X-Thread-ID": "t1"})).status_code == 503
+        await wrapped.tracker.settled()
+        assert await everything(store_of(wrapped)) == before
 
 
 @pytest.mark.parametrize("record", ["always", "on_use"])

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from skeino import Run, SkeinoSettings, current_run
+from skeino import ConfigurationError, Run, SkeinoSettings, current_run
+from skeino.persistence.claims import ClaimingStore, Queue
 from skeino_asgi import RunMiddleware, RunTracker
 from tests.asgi.conftest import answering, connected, ended, store_of
 from tests.asgi.graphs import compiled
@@ -213,6 +215,64 @@ async def test_a_server_that_raises_what_it_cannot_send_has_a_client_that_left(
     assert (row["status"], row["error"]["code"]) == outcome
 
 
+@pytest.mark.parametrize("status", [200, 204])
+@pytest.mark.parametrize("then", ["nothing", "OSError", "ClientDisconnect"])
+async def test_a_client_that_has_all_of_the_response_may_leave_before_its_end_is_sent(
+    settings: SkeinoSettings, status: int, then: str
+) -> None:
+    """As Quart and Starlette send what has a length in parts: an empty part comes last."""
+    released: list[object] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        state = scope["state"]
+        await compiled(state["checkpointer"]).ainvoke({"words": ["hello"]}, state["run"].config)
+        headers = [(b"content-length", b"10")] if status == 200 else []
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        if status == 200:
+            await send({"type": "http.response.body", "body": b"hello", "more_body": True})
+            assert (await queue()).run_ids, "it is held until then"
+            await send({"type": "http.response.body", "body": b"world", "more_body": True})
+        if then == "nothing":
+            return
+        try:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except OSError:
+            if then == "ClientDisconnect":
+                raise ClientDisconnect from None
+            raise
+
+    async def queue() -> Queue:
+        store: Any = store_of(wrapped)
+        assert isinstance(store, ClaimingStore)
+        found = await store.get_queue("t")
+        assert found is not None
+        return found
+
+    async def receive() -> Any:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        if message.get("body") == b"world" or (status == 204 and message["type"] == "http.response.start"):
+            released.append((await queue()).run_ids)
+        if message.get("body") == b"":
+            raise OSError("gone")
+
+    wrapped = RunMiddleware(app, settings=settings)
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"x-thread-id", b"t")], "state": {}}
+    async with wrapped.tracker.lifespan():
+        try:
+            await wrapped(scope, receive, send)
+        except (OSError, ClientDisconnect):
+            assert then != "nothing"
+        (run,) = await store_of(wrapped).search_runs()
+        row = await ended(store_of(wrapped), run["run_id"])
+        thread = await store_of(wrapped).get_thread("t")
+    assert row["status"] == "success", row["error"]
+    assert thread is not None
+    assert thread["status"] == "idle"
+    assert released == [()]
+
+
 async def test_a_pause_for_a_human_is_a_success_on_an_interrupted_thread(settings: SkeinoSettings) -> None:
     from langgraph.types import Command
 
@@ -320,6 +380,40 @@ async def test_a_handler_may_delete_the_thread_it_works_on(settings: SkeinoSetti
             assert await store_of(wrapped).get_thread("t1") is None
             config: Any = {"configurable": {"thread_id": "t1"}}
             assert await wrapped.tracker.checkpointer.aget_tuple(config) is None
+
+
+@pytest.mark.parametrize(
+    "schemes", [("sqlite", "memory"), ("memory", "sqlite"), ("memory", "memory"), ("sqlite", "sqlite")]
+)
+async def test_a_graph_with_another_trackers_checkpointer_is_told_so(schemes: tuple[str, str], tmp_path: Path) -> None:
+    """Whoever forgets `tracker=` has the default, in memory, beside what the graph was compiled with."""
+
+    def settings_of(number: int) -> SkeinoSettings:
+        uri = str(tmp_path / f"{number}.db") if schemes[number] == "sqlite" else None
+        return SkeinoSettings(checkpointer_scheme=schemes[number], checkpointer_uri=uri)
+
+    compiled_with = RunTracker(settings_of(0))
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        with pytest.raises(ConfigurationError, match="compile the graph with the checkpointer of the tracker"):
+            await compiled(compiled_with.checkpointer).ainvoke({"words": ["hello"]}, scope["state"]["run"].config)
+        await answering()(scope, receive, send)
+
+    wrapped = RunMiddleware(app, settings=settings_of(1))
+    async with compiled_with.lifespan(), connected(wrapped) as client:
+        assert (await client.post("/", headers={"X-Thread-ID": "t"})).status_code == 200
+        assert [one async for one in compiled_with.checkpointer.alist(None)] == []
+
+
+async def test_two_trackers_of_one_file_are_one_database(tmp_path: Path) -> None:
+    settings = SkeinoSettings(checkpointer_scheme="sqlite", checkpointer_uri=str(tmp_path / "skeino.db"))
+    one, other = RunTracker(settings), RunTracker(settings)
+    async with one.lifespan(), other.lifespan():
+        async with one.run(thread_id="t") as run:
+            await compiled(other.checkpointer).ainvoke({"words": ["hello"]}, run.config)
+        row = await one.metadata_store.get_run(run.run_id)
+    assert row is not None
+    assert (row["status"], row["checkpoint_count"]) == ("success", 3)
 
 
 async def test_a_mere_look_at_a_thread_does_not_create_it(settings: SkeinoSettings) -> None:

@@ -341,6 +341,55 @@ async def test_and_goes_on_where_there_is_no_next(tracker: RunTracker, stage: St
     await stage.told(tracker, "two")
 
 
+async def test_a_run_within_a_run_that_outlives_it_loses_against_the_next(tracker: RunTracker, stage: Stage) -> None:
+    go_on = stage.holding("inner")
+    async with tracker.run(thread_id="t") as outer:
+        await stage.graph.ainvoke(said("outer"), outer.config)
+        inner = asyncio.create_task(stage.told(tracker, "inner"))
+        while await stage.begun.get() != "inner":
+            pass
+    await apart(stage.told(tracker, "next"))
+    go_on.set()
+    with pytest.raises(RunInterruptedError):
+        await inner
+    assert (await said_on(tracker.checkpointer))[-2] == "next"
+
+
+@pytest.mark.parametrize("made_again", [False, True])
+async def test_a_run_whose_thread_is_deleted_brings_nothing_back(
+    tracker: RunTracker, stage: Stage, made_again: bool
+) -> None:
+    go_on = stage.holding("one")
+    run = asyncio.create_task(stage.told(tracker, "one", owner="ann"))
+    await stage.begun.get()
+    await tracker.persistence.delete_thread("t", force=True)
+    if made_again:
+        await stage.told(tracker, "two", owner="bob")
+    go_on.set()
+    with pytest.raises(RunInterruptedError):
+        await run
+    left = await said_on(tracker.checkpointer)
+    assert left == (["two", "answer to two after 0"] if made_again else [])
+
+
+async def test_the_ledger_of_a_run_that_is_cancelled_has_what_it_wrote(tracker: RunTracker, stage: Stage) -> None:
+    for number in range(40):
+        thread_id = f"t{number}"
+        task = asyncio.create_task(stage.told(tracker, "one", thread_id))
+        await asyncio.sleep(0.0005 * number)
+        task.cancel()
+        await asyncio.wait([task])
+        await tracker.settled()
+        await tracker.metadata_store.search_runs()
+        found = await checkpoints(tracker.checkpointer, thread_id)
+        for row in await tracker.metadata_store.search_runs(thread_id=thread_id):
+            thread = await tracker.metadata_store.get_thread(thread_id)
+            assert row["checkpoint_count"] == len(found), number
+            assert row["last_checkpoint_id"] == (found[0].checkpoint["id"] if found else None)
+            assert thread is not None
+            assert row["status"] != "interrupted" or thread["status"] == ("interrupted" if found else "idle")
+
+
 # ── Between processes, on every backend that has the two halves in one database ──────────────────────────
 
 

@@ -138,6 +138,10 @@ class InMemoryMetadataStore:
         if left:
             self._queues[thread_id] = left
 
+    def fence_here(self, thread_id: str) -> int | None:
+        """The thread's fence now, for the checkpointer to look at before it writes; None if nobody has had it."""
+        return self._fences.get(thread_id)
+
     def _is_active(self, run_id: str) -> bool:
         run = self._runs.get(run_id)
         return run is not None and run["status"] in ACTIVE_STATUSES
