@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -145,15 +145,29 @@ def _problem(name: str, error: ErrorDetails, fields: Sequence[str]) -> str:
 
 def _refuse_misspelt_variables(fields: Iterable[str]) -> None:
     """Refuse `SKEINO_SCHEME` and `SKEINO_CHECKPOINTER_SCHEMA`: falling back to memory in silence would lose data."""
-    known = [f"{ENVIRONMENT_PREFIX}{name}".upper() for name in fields]
+    names = [*fields]
+    known = [_variable_of(name) for name in names]
     for variable in os.environ:
         upper = variable.upper()
         if upper.startswith(ENVIRONMENT_PREFIX) and upper not in known and not _SET_BY_A_CLUSTER.fullmatch(upper):
-            problem = f"The environment variable {variable} is not one of skeino's"
-            raise ConfigurationError(f"{problem}: {did_you_mean(upper, known)}")
+            name = upper.removeprefix(ENVIRONMENT_PREFIX).lower()
+            raise ConfigurationError(
+                f"The environment variable {variable} is not one of skeino's: {did_you_mean(name, names, _variable_of)}"
+            )
 
 
-def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """The end of a sentence that refuses a name: the nearest of those known, or all of them."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}."
+def _variable_of(field: str) -> str:
+    return f"{ENVIRONMENT_PREFIX}{field}".upper()
+
+
+def did_you_mean(name: str, known: Sequence[str], spelt: Callable[[str], str] = str) -> str:
+    """The end of a sentence that refuses a name: the nearest of those known, or all of them.
+
+    Args:
+        name: that was given.
+        known: those that there are.
+        spelt: how the sentence spells one of them.
+    """
+    ends = [one for one in known if one.endswith(f"_{name}")]  # `scheme`, `uri`
+    close = ends if len(ends) == 1 else difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {spelt(close[0])}?" if close else f"known are {', '.join(map(spelt, known))}."

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+from skeino.errors import ConfigurationError
 from skeino_asgi.opening import Opening
 from skeino_asgi.tracker import RunTracker
 
@@ -25,14 +26,30 @@ def combine_lifespans(*lifespans: Lifespan) -> Callable[[Any], AbstractAsyncCont
     """One lifespan out of several: entered in their order, left in reverse, their state mappings merged.
 
     A later one can use what an earlier one opened, `tracker.checkpointer` say.
+
+    Raises:
+        ConfigurationError: one of them cannot be called with the application.
     """
+    for lifespan in lifespans:
+        if not callable(lifespan):
+            raise ConfigurationError(
+                f"combine_lifespans takes lifespans, not a {type(lifespan).__name__}: give tracker.lifespan, without "
+                "parentheses."
+            )
 
     @asynccontextmanager
     async def combined(app: Any) -> AsyncIterator[dict[str, Any]]:
         state: dict[str, Any] = {}
         async with AsyncExitStack() as stack:
             for lifespan in lifespans:
-                yielded: Mapping[str, Any] | None = await stack.enter_async_context(lifespan(app))
+                entered = lifespan(app)
+                if not isinstance(entered, AbstractAsyncContextManager):
+                    raise ConfigurationError(
+                        f"The lifespan {getattr(lifespan, '__qualname__', lifespan)!r} returned a "
+                        f"{type(entered).__name__}, no async context manager: decorate it with @asynccontextmanager, "
+                        "and give it without parentheses."
+                    )
+                yielded: Mapping[str, Any] | None = await stack.enter_async_context(entered)
                 state |= yielded or {}
             yield state
 

@@ -106,6 +106,17 @@ class RunMiddleware:
     ) -> None:
         if settings is not None and tracker is not None:
             raise ConfigurationError("RunMiddleware takes settings or a tracker, not both: the tracker has its own.")
+        shared: object = tracker
+        if shared is not None and not isinstance(shared, RunTracker):
+            raise ConfigurationError(
+                f"tracker must be a RunTracker, not {type(shared).__name__}: RunTracker(settings)."
+            )
+        for name, resolver in (("thread_id", thread_id), ("owner", owner)):
+            if resolver is not None and not callable(resolver):
+                raise ConfigurationError(
+                    f"{name} must be a callable that takes an HTTPConnection, not {type(resolver).__name__}: "
+                    f"{name}=lambda connection: connection.headers.get('x-…')."
+                )
         for name, value, known in (
             ("record", record, ("always", "on_use")),
             ("on_disconnect", on_disconnect, ("continue", "cancel")),

@@ -56,7 +56,12 @@ def predicate_of(choice: PathChoice, name: str) -> Callable[[Scope], bool]:
     """
     if callable(choice):
         return choice
-    if isinstance(choice, str) or not all(str(path).startswith("/") for path in choice):
+    given: object = choice
+    if (
+        isinstance(given, str)
+        or not isinstance(given, Collection)
+        or not all(str(one).startswith("/") for one in given)
+    ):
         raise ConfigurationError(f"{name} must be a collection of paths that begin with '/', or a predicate.")
     for path in choice:
         if "*" in path.removesuffix("/*"):

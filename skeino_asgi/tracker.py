@@ -32,10 +32,15 @@ class RunTracker:
         settings: default `SkeinoSettings()`, which reads `SKEINO_*` environment variables.
 
     Raises:
-        ConfigurationError: the settings cannot be built.
+        ConfigurationError: the settings cannot be built, or are none.
     """
 
     def __init__(self, settings: SkeinoSettings | None = None) -> None:
+        given: object = settings
+        if given is not None and not isinstance(given, SkeinoSettings):
+            raise ConfigurationError(
+                f"settings must be SkeinoSettings, not {type(given).__name__}: SkeinoSettings(checkpointer_scheme=…)."
+            )
         self.settings = settings if settings is not None else SkeinoSettings()
         self.openings = Openings(self.settings)
         """For the middleware: what is open, on which event loop."""

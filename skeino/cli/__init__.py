@@ -41,9 +41,15 @@ def run() -> int:
         app(standalone_mode=True)
     except SkeinoError as exc:
         print(exc, file=sys.stderr)
-        if "--json" in sys.argv:
-            print(json.dumps({"error": str(exc)}, ensure_ascii=False))
+        _tell_programs(str(exc))
         return 2 if isinstance(exc, ConfigurationError) else 1
     except SystemExit as exc:
+        if exc.code == 2:  # typer has said more, for people
+            _tell_programs("An option is missing or wrong: see the standard error, or --help.")
         return exc.code if isinstance(exc.code, int) else 1
     return 0
+
+
+def _tell_programs(error: str) -> None:
+    if "--json" in sys.argv:
+        print(json.dumps({"error": error}, ensure_ascii=False))

@@ -81,10 +81,11 @@ def settings_of(uri: str, option: str) -> SkeinoSettings:
     Raises:
         ConfigurationError: it has no prefix, or one of a scheme that is not copied; the message repeats that only.
     """
-    prefix, separator, _ = uri.strip().partition("://")
+    prefix, _, _ = uri.strip().partition("://")
     name = prefix.lower().removesuffix("+srv")
     scheme = ALIASES.get(name, name)
-    if not separator:
+    begins = beginning_of(uri.strip())
+    if begins == "begins with no scheme":
         raise ConfigurationError(
             f"{option} must begin with its scheme: sqlite:///file.db, postgresql://user@host/db or mongodb://host/db."
         )
@@ -95,9 +96,7 @@ def settings_of(uri: str, option: str) -> SkeinoSettings:
             "memory": "keeps nothing beyond its process",
         }.get(scheme, "is not known to this command")
         wanted = f"{', '.join(COPIED[:-1])} or {COPIED[-1]}"
-        raise ConfigurationError(
-            f"{option} must be a URI of {wanted}, but it {beginning_of(uri.strip())}, which {why}."
-        )
+        raise ConfigurationError(f"{option} must be a URI of {wanted}, but it {begins}, which {why}.")
     return SkeinoSettings(
         checkpointer_scheme=scheme, checkpointer_uri=uri, checkpointer_options={}, allow_ephemeral_metadata=False
     )

@@ -55,7 +55,8 @@ def sweep(
     if not keeps_rows(scheme):
         raise ConfigurationError(
             f"The scheme {scheme[:40]!r} keeps no threads and runs beyond its process, so there is nothing to sweep "
-            "from here: set sweep_interval_minutes in the application."
+            "from here: name the application's database, by SKEINO_CHECKPOINTER_SCHEME and _URI or --uri; or, if that "
+            "is its scheme, set sweep_interval_minutes there."
         )
     settings = _as_it_is(settings, scheme)
     try:

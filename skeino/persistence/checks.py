@@ -60,7 +60,7 @@ async def checked(examinations: Mapping[str, Examine]) -> AsyncIterator[Check]:
 def unreachable(exc: SkeinoError, others: Sequence[str]) -> list[Check]:
     """The checks of a database that cannot be reached."""
     return [
-        Check("reachable", "failure", str(exc), "Correct SKEINO_CHECKPOINTER_URI, or start the server."),
+        Check("reachable", "failure", str(exc), "Correct the URI, or start the server."),
         *(Check(name, "skipped", "The database cannot be reached.") for name in others),
     ]
 

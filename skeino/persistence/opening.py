@@ -107,11 +107,7 @@ async def open_persistence(settings: SkeinoSettings | None = None) -> AsyncItera
             store: MetadataStoreProtocol = InMemoryMetadataStore(thread_ttl=spec.thread_ttl)
         else:
             store = await stack.enter_async_context(entered(build_store, spec))
-        if not isinstance(store, MetadataStoreProtocol):
-            raise ConfigurationError(
-                f"The metadata store's builder of scheme {scheme!r} yielded a {type(store).__name__}, which lacks "
-                "methods of MetadataStoreProtocol."
-            )
+        _refuse_what_is_no_store(store, scheme)
         put_beside(saver, store)
         yield Persistence(saver, store)
 
@@ -130,6 +126,17 @@ async def open_checkpointer(settings: SkeinoSettings | None = None) -> AsyncIter
         notice_lenience()
     async with AsyncExitStack() as stack:
         yield stamped(await stack.enter_async_context(entered(build_checkpointer, spec_of(settings, stack))))
+
+
+def _refuse_what_is_no_store(store: object, scheme: str) -> None:
+    if isinstance(store, MetadataStoreProtocol):
+        return
+    methods = [name for name in vars(MetadataStoreProtocol) if not name.startswith("_")]
+    lacking = [name for name in methods if not callable(getattr(store, name, None))]
+    raise ConfigurationError(
+        f"The metadata store's builder of scheme {scheme!r} yielded a {type(store).__name__}, which lacks methods of "
+        f"MetadataStoreProtocol: {', '.join(lacking)}."
+    )
 
 
 def refuse_split_brain(settings: SkeinoSettings) -> None:

@@ -197,6 +197,8 @@ def checkpointer_builder(scheme: str) -> tuple[CheckpointerBuilder, bool]:
     known = sorted({*_BUILT_IN, *_checkpointers})
     close = difflib.get_close_matches(scheme, [*known, *ALIASES], n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
+    if scheme in _metadata_stores:
+        hint = "it has a metadata store, but no checkpointer; "
     raise UnknownSchemeError(
         f"There is no checkpointer_scheme {scheme[:40]!r}: {hint}known are {', '.join(known)}; "
         "others are added with @register_checkpointer before start-up."
@@ -298,7 +300,9 @@ def _load(scheme: str) -> Any:
         ) from exc
 
 
-def _free_name(scheme: str, taken: Collection[str], replace: bool, decorator: str) -> str:
+def _free_name(scheme: object, taken: Collection[str], replace: bool, decorator: str) -> str:
+    if not isinstance(scheme, str):
+        raise ConfigurationError(f'@{decorator} takes the name of a scheme: write @{decorator}("mydb").')
     name = normalised_scheme(scheme)
     if not name or not all(character.isalnum() or character in "+-._" for character in name):
         raise ConfigurationError(f"{scheme[:40]!r} is no scheme: use letters, digits, '+', '-', '.' and '_'.")

@@ -320,6 +320,22 @@ async def test_combined_lifespans_merge_their_state_and_leave_in_reverse() -> No
     assert order == ["+a", "+b", "-b", "-a"]
 
 
+async def test_what_is_no_lifespan_is_told_what_it_lacks() -> None:
+    tracker = RunTracker(SkeinoSettings())
+
+    async def undecorated(app: Any) -> Any:
+        yield
+
+    wrong: Any
+    for wrong in (tracker, None):
+        with pytest.raises(ConfigurationError, match=r"give tracker\.lifespan, without parentheses"):
+            combine_lifespans(wrong)
+    for wrong in (tracker.lifespan(), undecorated):
+        with pytest.raises(ConfigurationError, match="decorate it with @asynccontextmanager"):
+            async with combine_lifespans(wrong)(None):
+                pass
+
+
 async def test_shutdown_writes_the_ends_of_runs_and_ends_the_rest_as_interrupted(settings: SkeinoSettings) -> None:
     if settings.checkpointer_scheme == "memory":
         return  # nothing is left to look at after shutdown

@@ -60,6 +60,16 @@ def test_paths_that_cannot_match_are_refused(choice: Any) -> None:
 
 
 def test_settings_and_a_tracker_contradict_each_other() -> None:
+    for wrong, message in (
+        ({"settings": "sqlite"}, "settings must be SkeinoSettings, not str"),
+        ({"tracker": SkeinoSettings()}, "tracker must be a RunTracker, not SkeinoSettings"),
+        ({"owner": "x-user"}, "owner must be a callable that takes an HTTPConnection, not str"),
+        ({"thread_id": "t1"}, "thread_id must be a callable"),
+        ({"claim": True}, "claim must be a collection of paths"),
+    ):
+        arguments: Any = wrong
+        with pytest.raises(ConfigurationError, match=message):
+            RunMiddleware(answering(), **arguments)
     with pytest.raises(ConfigurationError, match="not both"):
         RunMiddleware(answering(), settings=SkeinoSettings(), tracker=RunTracker(SkeinoSettings()))
 

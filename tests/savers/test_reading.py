@@ -15,6 +15,7 @@ from langgraph.graph import START, StateGraph
 from langgraph.types import Send
 
 from skeino import SkeinoSettings
+from skeino.errors import InvalidInputError
 from skeino.persistence import open_checkpointer, open_persistence, paging
 from skeino_asgi import RunTracker
 from tests.savers.graphs import Saver, asking, checkpoints, config_of, fanned_out, nested, plain, said
@@ -132,6 +133,9 @@ async def test_what_is_read_is_what_the_stock_saver_reads(locking_settings: Skei
                         one._replace(pending_writes=sorted(one.pending_writes, key=itemgetter(0))) for one in some[name]
                     ]
             del expected["what deltas make"], found["what deltas make"]  # see test_deltas.py
+            for name in [name for name in expected if name.startswith("0 of")]:  # which is all, for MongoDB
+                del expected[name]
+                assert found.pop(name) == []
         if locking_settings.checkpointer_scheme == "postgres":
             # The stock saver looks for what was sent in one thread only, whichever comes first.
             for some in (expected, found):
@@ -165,6 +169,17 @@ async def test_all_checkpoints_are_listed_once_where_threads_share_their_ids(
             assert sorted(of_all) == sorted((name, *place[1:]) for name in "abtz" for place in places)
             ids = [one.checkpoint["id"] for one in found]
             assert ids == sorted(ids, reverse=True)
+
+
+async def test_a_limit_means_the_same_everywhere(tracker: RunTracker, saver: Saver) -> None:
+    async with tracker.run(thread_id="t") as run:
+        await plain(saver).ainvoke(said("hello"), run.config)
+    for config in (config_of("t"), config_of("t", checkpoint_ns=""), None):
+        for limit, number in ((0, 0), (1, 1), (2, 2), (100, 3), (None, 3)):
+            assert len(await listed(saver, config, limit=limit)) == number
+            assert len(await asyncio.to_thread(lambda c, n: list(saver.list(c, limit=n)), config, limit)) == number
+        with pytest.raises(InvalidInputError, match="limit is below 0"):
+            await listed(saver, config, limit=-1)
 
 
 async def test_the_synchronous_lists_are_the_same(locking_settings: SkeinoSettings, page_size: int) -> None:

@@ -1,16 +1,22 @@
 """What Redis keeps, it keeps as it was put, where it was put; and what is written meanwhile is not lost."""
 
 import asyncio
+import re
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
 
 import pytest
 from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.checkpoint.memory import InMemorySaver
+from pydantic import BaseModel
 
 from skeino import SkeinoSettings
 from skeino.errors import ConfigurationError, InvalidInputError, SchemaError
@@ -37,6 +43,23 @@ async def put(saver: Any, thread_id: str, namespace: str = "", **values: Any) ->
     return await saver.aput(config_of(thread_id, checkpoint_ns=namespace), checkpoint, {}, versions)
 
 
+class Version(NamedTuple):
+    major: int
+    minor: int
+    patch: int
+
+
+class Invoice(BaseModel):
+    sum: Decimal
+    tags: set[str]
+
+
+@dataclass
+class Line:
+    price: Decimal
+    files: list[Path]
+
+
 # ── Values ───────────────────────────────────────────────────────────────────────────────────────────────
 
 VALUES: dict[str, Any] = {
@@ -58,6 +81,13 @@ VALUES: dict[str, Any] = {
     "a send's look": {"__send__": True, "node": "n", "arg": 1},
     "a packed look": {"__msgpack__": ["json", "e30="]},
     "text": "雪 \x01",
+    "path": Path("/srv/report.pdf"),
+    "address": ip_address("10.0.0.1"),
+    "zone": ZoneInfo("Europe/Berlin"),
+    "pattern": re.compile("a+"),
+    "named tuple": Version(1, 2, 3),
+    "pydantic": Invoice(sum=Decimal("19.90"), tags={"a", "b"}),
+    "dataclass": Line(Decimal("0.10"), [Path("a")]),
     "message": said("hello"),
 }
 

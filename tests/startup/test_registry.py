@@ -191,7 +191,19 @@ async def test_a_store_that_lacks_methods_is_refused() -> None:
         yield object()
 
     register_checkpointer("odd")(_in_memory)
-    assert "lacks methods of MetadataStoreProtocol" in await _fails(checkpointer_scheme="odd")
+    message = await _fails(checkpointer_scheme="odd")
+    assert "lacks methods of MetadataStoreProtocol: start_run, attach_thread, " in message
+
+
+async def test_a_decorator_without_a_scheme_is_refused() -> None:
+    decorate: Any = register_checkpointer
+    with pytest.raises(ConfigurationError, match=r'write @register_checkpointer\("mydb"\)'):
+        decorate(_in_memory)(_in_memory)
+
+
+async def test_a_scheme_that_has_a_store_alone_is_told_so() -> None:
+    register_metadata_store("half")(_in_memory)  # type: ignore[type-var]
+    assert "it has a metadata store, but no checkpointer" in await _fails(checkpointer_scheme="half")
 
 
 @asynccontextmanager

@@ -57,6 +57,8 @@ def test_it_is_frozen() -> None:
     ("name", "hint"),
     [
         ("checkpoint_uri", r"did you mean checkpointer_uri\?$"),
+        ("scheme", r"did you mean checkpointer_scheme\?$"),
+        ("uri", r"did you mean checkpointer_uri\?$"),
         ("database", r"known are checkpointer_scheme, .*sweep_interval_minutes\.$"),
     ],
 )
@@ -107,6 +109,12 @@ def test_a_misspelt_variable_is_refused_with_the_right_one(monkeypatch: pytest.M
 def test_any_other_variable_of_ours_is_refused(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.setenv(variable, "postgres")
     with pytest.raises(ConfigurationError, match=f"The environment variable {variable} is not one of skeino's"):
+        SkeinoSettings()
+
+
+def test_a_variable_that_is_like_none_of_ours_is_likened_to_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SKEINO_BLA", "1")
+    with pytest.raises(ConfigurationError, match=r"SKEINO_BLA is not one of skeino's: known are SKEINO_CHECKPOINTER_S"):
         SkeinoSettings()
 
 

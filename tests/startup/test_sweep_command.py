@@ -84,6 +84,7 @@ async def test_progress_is_shown_on_a_terminal_only(tmp_path: Path) -> None:
     [
         (["postgresql://u:s3cret@h/x"], "takes options only"),
         (["--uri", "a.db"], "--uri must begin with its scheme"),
+        (["--uri", "s3cret@h://x"], "--uri must begin with its scheme"),
         (["--uri", "redis://u:s3cret@h/0"], "--uri must be a URI of sqlite, postgres or mongodb"),
         ([], "The scheme 'memory' keeps no threads and runs beyond its process"),
     ],
@@ -113,6 +114,13 @@ def test_a_database_that_is_away_is_status_1_in_a_sentence() -> None:
     assert failed.returncode == 1
     assert failed.stderr.startswith("PostgreSQL at 127.0.0.1:9/x cannot be reached")
     assert "s3cret" not in failed.stdout + failed.stderr
+
+
+def test_a_wrong_option_is_told_to_programs_as_well() -> None:
+    refused = run("--json", "--nope")
+    assert refused.returncode == 2
+    assert json.loads(refused.stdout)["error"].startswith("An option is missing or wrong")
+    assert "--nope" in refused.stderr
 
 
 def test_help_names_the_options_and_statuses() -> None:

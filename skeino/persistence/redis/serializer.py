@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import base64
 import math
-from collections import deque
-from datetime import date, time, timedelta
-from decimal import Decimal
+from dataclasses import is_dataclass
 from enum import Enum
+from types import NoneType
 from typing import Any, Final
-from uuid import UUID
 
+from langchain_core.load.serializable import Serializable
 from langgraph.checkpoint.redis.jsonplus_redis import JsonPlusRedisSerializer
 from langgraph.checkpoint.serde._msgpack import SAFE_MSGPACK_TYPES
 from langgraph.checkpoint.serde.jsonplus import JsonPlusSerializer
+from langgraph.checkpoint.serde.types import _DeltaSnapshot
+from langgraph.types import Interrupt, Send
 
 PACKED: Final = "__msgpack__"
 """The one key of a dictionary that stands for a value which JSON does not keep: its msgpack, in base64."""
 
-_LOSSY: Final = (Decimal, date, time, timedelta, UUID, Enum, frozenset, deque, bytearray, complex)
+_KEPT: Final = (str, bytes, NoneType, list, set, Interrupt, Send, _DeltaSnapshot, Serializable)
+"""What the stock serializer keeps by itself, besides numbers, dictionaries, tuples and dataclasses."""
+
 _MEANT: Final = frozenset({PACKED, "lc", "__bytes__", "__send__", "__interrupt__", "__delta_snapshot__"})
 
 
 class FaithfulRedisSerializer(JsonPlusRedisSerializer):
     """State is JSON in Redis. This keeps what becomes another value there, and obeys `LANGGRAPH_STRICT_MSGPACK`.
 
-    The stock serializer stores `Decimal("1.10")` so that it is read as 0, NaN as null, a time as text; and it takes a
-    dictionary that a user sent for one of its own marks, `{"lc": 2, "type": "constructor", "id": […]}` for one, whose
-    module it imports, in strict mode as well. Such values are stored as LangGraph's msgpack here, inside the JSON.
+    The stock serializer stores `Decimal("1.10")` so that it is read as 0, a path as an empty one, NaN as null, a time
+    as text, and a pydantic model so that it is read as a dictionary; and it takes a dictionary that a user sent for one
+    of its own marks, `{"lc": 2, "type": "constructor", "id": […]}` for one, whose module it imports, in strict mode as
+    well. Such values are stored as LangGraph's msgpack here, inside the JSON.
     """
 
     def _preprocess_redis_json(self, obj: Any, **how: Any) -> Any:
@@ -59,10 +63,14 @@ def is_packed(obj: Any) -> bool:
 
 
 def _is_lost_in_json(obj: Any) -> bool:
+    if isinstance(obj, Enum | bytearray):
+        return True
     if isinstance(obj, float):
         return not math.isfinite(obj)
     if isinstance(obj, int):
         return not isinstance(obj, bool) and not -(2**63) <= obj < 2**64
     if isinstance(obj, dict):
         return any(not isinstance(key, str) or key in _MEANT for key in obj)
-    return isinstance(obj, _LOSSY)
+    if isinstance(obj, tuple):
+        return hasattr(type(obj), "_fields") and not isinstance(obj, _DeltaSnapshot)
+    return not isinstance(obj, _KEPT) and not is_dataclass(obj)

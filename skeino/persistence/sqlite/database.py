@@ -239,7 +239,9 @@ async def open_database(spec: CheckpointerSpec) -> AsyncIterator[SqliteDatabase]
             await asyncio.to_thread(_create_privately, path)
             _refuse_read_only(path)
         elif not path.exists():
-            raise SchemaError(f"There is no file {path}: correct the path, or let setup_schema=True make it.")
+            raise SchemaError(
+                f"There is no file {path}: correct the path; an application with setup_schema=True makes it."
+            )
         prepare = schema.create if options["setup_schema"] else schema.verify
         writer = await _made_in_a_thread(lambda: _connect_writer(path, options["busy_timeout"], prepare))
         try:

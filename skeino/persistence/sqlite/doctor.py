@@ -53,7 +53,7 @@ async def examine(spec: CheckpointerSpec, workers: int, lease_seconds: float) ->
     path = path_of(spec)
     if not path.exists():
         sentence = f"There is no file {path} yet: the first start makes it."
-        yield Check("reachable", "warning", sentence, "If there should be one, correct SKEINO_CHECKPOINTER_URI.")
+        yield Check("reachable", "warning", sentence, "If there should be one, correct the URI.")
         for name in _CHECKS:
             yield Check(name, "skipped", "There is no file yet.")
         return
