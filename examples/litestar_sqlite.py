@@ -72,7 +72,7 @@ async def look(request: Request[Any, Any, Any]) -> dict[str, Any]:
 
 
 # Litestar makes a middleware for each handler: they share the tracker.
-runs = DefineMiddleware(RunMiddleware, tracker=tracker, thread_path="/threads/{thread_id}")  # type: ignore[arg-type]
+runs = DefineMiddleware(RunMiddleware, tracker=tracker, thread_path="/threads/{thread_id}")
 app = Litestar(
     [add_message, look],
     middleware=[runs],

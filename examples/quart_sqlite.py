@@ -54,8 +54,8 @@ builder.add_edge("answer", END)
 
 tracker = RunTracker(SkeinoSettings(checkpointer_scheme="sqlite", checkpointer_uri="skeino.db"))
 app = Quart(__name__)
-app.asgi_app = RunMiddleware(  # type: ignore[assignment, method-assign]
-    app.asgi_app,  # type: ignore[arg-type]
+app.asgi_app = RunMiddleware(  # type: ignore[method-assign]
+    app.asgi_app,
     tracker=tracker,
     thread_path="/threads/{thread_id}",
 )

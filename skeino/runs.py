@@ -80,8 +80,10 @@ class Run:
     __slots__ = (
         "__weakref__",
         "_allowed",
+        "_asked_by_saver",
         "_attached",
         "_began",
+        "_config_taken",
         "_creates_thread",
         "_failure",
         "_guarded",
@@ -154,7 +156,7 @@ class Run:
         self._failure: BaseException | str | None = None
         self._ledger: Ledger | None = None
         self._metadata: dict[str, Any] | None = None
-        self._must_attach = self._used = False
+        self._must_attach = self._used = self._config_taken = self._asked_by_saver = False
         self._status: RunStatus = "running"
 
     def __repr__(self) -> str:
@@ -289,7 +291,7 @@ class Run:
         It never carries the run's id: LangGraph takes an equal id in a config and in a checkpoint for a
         resumption and drops the input (`pregel/_loop.py`, `_first`). The stamping saver adds it when it writes.
         """
-        self._used = True
+        self._used = self._config_taken = True
         if self._thread_id is None:
             self.thread_id = new_id()
             self.minted_thread_id = True
@@ -320,6 +322,11 @@ class Run:
     def used(self) -> bool:
         """Whether its row says more than that there was a request: somebody took its config, added metadata …"""
         return self._used or bool(self._metadata)
+
+    @property
+    def seems_unsaved(self) -> bool:
+        """Whether somebody took its config, as for a graph, and no checkpointer of skeino's was asked for anything."""
+        return self._config_taken and not self._asked_by_saver
 
     def mark_used(self) -> None:
         """Note that its row is wanted."""
@@ -391,6 +398,7 @@ class Run:
 
     def learn_thread(self, thread_id: str) -> None:
         """The run works on this thread: a run that has none belongs to it from now on."""
+        self._asked_by_saver = True
         if self._thread_id is None:
             self._thread_id = thread_id
 

@@ -33,7 +33,7 @@ from skeino_asgi.tracker import RunTracker, refuse_owners_that_are_forgotten
 from skeino_asgi.websocket import WebSocketExchange
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import Receive, Scope, Send
 
 logger = logging.getLogger("skeino")
 
@@ -47,6 +47,9 @@ USUAL_METHODS: Final = READING_METHODS | {"POST", "PUT", "PATCH"}
 _SCOPE_KEY: Final = "skeino.middleware"  # in the scope: the one that has seen the request already
 
 Resolver = Callable[[HTTPConnection], "Awaitable[str | None] | str | None"]
+AnyApp = Callable[[Any, Any, Any], Awaitable[Any]]
+"""An ASGI application; each framework has types of its own for what it is called with."""
+
 Headers = dict[bytes, bytes | None]
 """Those that the middleware reads; None for one that stands twice."""
 
@@ -89,7 +92,7 @@ class RunMiddleware:
 
     def __init__(
         self,
-        app: ASGIApp,
+        app: AnyApp,
         *,
         settings: SkeinoSettings | None = None,
         tracker: RunTracker | None = None,
@@ -151,7 +154,7 @@ class RunMiddleware:
         self._request_id_header = b"" if request_id_header is None else header_name(request_id_header)
         self._headers = frozenset({THREAD_HEADER, TRACE_HEADER, self._request_id_header} - {b""})
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         kind = scope["type"]
         if kind == "lifespan":
             await run_lifespan(self.app, self.tracker, scope, receive, send)

@@ -74,6 +74,7 @@ class Opening:
         self._close = asyncio.Event()
         self._ready: asyncio.Future[Persistence] = self.loop.create_future()
         self._active: set[Run] = set()
+        self._said_unsaved = False
         self._rows_being_written: dict[str, asyncio.Task[None]] = {}
         self._idle: asyncio.Event | None = None  # for closing, which waits until no run is active
         self._store: MetadataStoreProtocol
@@ -235,6 +236,13 @@ class Opening:
         self._leave(run)
         if run.has_claimed:
             run.release_threads()
+        elif run.seems_unsaved and not self._said_unsaved and outcome.status == "success":
+            self._said_unsaved = True
+            logger.warning(
+                "Run %s gave its config away, and no graph with skeino's checkpointer used it: was the graph compiled "
+                "with another one? Take request.state.checkpointer, or tracker.checkpointer. (This is said once.)",
+                run.run_id,
+            )
         ledger = run.ledger
         finish: RunFinish = {
             "run_id": run.run_id,

@@ -98,6 +98,8 @@ async def open_persistence(settings: SkeinoSettings | None = None) -> AsyncItera
         notice_lenience()
     elif settings.checkpointer_uri and "checkpointer_scheme" not in settings.model_fields_set:
         logger.warning("State and runs are kept in memory: %s", URI_IN_VAIN)
+    else:
+        logger.info("State and runs are kept in the memory of this process, which no other shares.")
     async with AsyncExitStack() as stack:
         spec = spec_of(settings, stack)
         saver = stamped(await stack.enter_async_context(entered(build_checkpointer, spec)))

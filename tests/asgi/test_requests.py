@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from langgraph.checkpoint.memory import InMemorySaver
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -403,6 +404,21 @@ async def test_a_graph_with_another_trackers_checkpointer_is_told_so(schemes: tu
     async with compiled_with.lifespan(), connected(wrapped) as client:
         assert (await client.post("/", headers={"X-Thread-ID": "t"})).status_code == 200
         assert [one async for one in compiled_with.checkpointer.alist(None)] == []
+
+
+async def test_a_graph_without_the_checkpointer_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            await compiled(InMemorySaver()).ainvoke({"words": ["hello"]}, scope["state"]["run"].config)
+        await answering()(scope, receive, send)
+
+    wrapped = RunMiddleware(app, settings=SkeinoSettings())
+    async with connected(wrapped) as client:
+        for _ in range(3):
+            await client.post("/")
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1
+    assert "was the graph compiled with another one?" in warnings[0]
 
 
 async def test_two_trackers_of_one_file_are_one_database(tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ async def test_what_is_no_name_is_the_applications_mistake_and_no_clients(argume
     async with connected(wrapped) as client:
         assert (await client.post("/")).status_code == 500
         with pytest.raises(ConfigurationError, match=f"{argument}= must give a string or None, not int"):
-            await wrapped({"type": "http", "method": "POST", "path": "/", "headers": [], "state": {}}, None, None)  # type: ignore[arg-type]
+            await wrapped({"type": "http", "method": "POST", "path": "/", "headers": [], "state": {}}, None, None)
 
 
 async def test_the_graph_reports_the_missing_thread_of_a_run_without_config() -> None:

@@ -3,11 +3,12 @@
 import asyncio
 import contextvars
 import re
+import sqlite3
 import stat
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from skeino import (
 from skeino.persistence import open_persistence
 from skeino.scrubbing import scrubbed
 from skeino_asgi import RunMiddleware, RunTracker
-from tests.docs.blocks import ROOT
+from tests.docs.blocks import ROOT, blocks_of
 from tests.http_client import httpx
 
 SETTINGS = SkeinoSettings(checkpointer_scheme="sqlite", checkpointer_uri="claims.db")
@@ -328,3 +329,22 @@ def test_security_each_name_that_the_page_gives_hides_what_follows_it() -> None:
     for header in ("Authorization: Token", "Proxy-Authorization: Digest", "Cookie: a=1; b=", "Set-Cookie: sid="):
         assert header.partition(":")[0] in page
         assert "hunter2" not in scrubbed(f"{header} hunter2" if header[-1] != "=" else f"{header}hunter2")
+
+
+async def test_threads_from_before_owners_are_found_once_they_have_one(tmp_path: Path) -> None:
+    settings = SkeinoSettings(checkpointer_scheme="sqlite", checkpointer_uri=str(tmp_path / "skeino.db"))
+    tracker = RunTracker(settings)
+    async with tracker.lifespan():
+        async with tracker.run(thread_id="ada-1") as before:
+            pass
+        with pytest.raises(ThreadNotFoundError):
+            async with tracker.run(thread_id="ada-1", owner="ada"):
+                pass
+    (statements,) = blocks_of(ROOT / "docs" / "runs.md", "sql")
+    with closing(sqlite3.connect(tmp_path / "skeino.db")) as connection:
+        connection.executescript(statements.code)
+    async with tracker.lifespan():
+        async with tracker.run(thread_id="ada-1", owner="ada") as after:
+            pass
+        runs = await tracker.metadata_store.search_runs(owner="ada")
+    assert {run["run_id"] for run in runs} == {before.run_id, after.run_id}

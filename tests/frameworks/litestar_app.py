@@ -29,9 +29,7 @@ def build(recipe: Recipe) -> ASGIApp:
         return Litestar(ROUTES, lifespan=[lifespan], logging_config=None)  # type: ignore[return-value]
     return Litestar(  # type: ignore[return-value]
         ROUTES,
-        middleware=[
-            DefineMiddleware(RunMiddleware, tracker=recipe.tracker, thread_path=THREAD_PATH)  # type: ignore[arg-type]
-        ],
+        middleware=[DefineMiddleware(RunMiddleware, tracker=recipe.tracker, thread_path=THREAD_PATH)],
         lifespan=[recipe.tracker.lifespan, lifespan],
         logging_config=None,
     )

@@ -16,8 +16,8 @@ from tests.frameworks.recipe import THREAD_PATH, Recipe
 def build(recipe: Recipe) -> ASGIApp:
     app = Quart(__name__)
     if recipe.native:
-        app.asgi_app = RunMiddleware(  # type: ignore[method-assign, assignment]
-            app.asgi_app,  # type: ignore[arg-type]
+        app.asgi_app = RunMiddleware(  # type: ignore[method-assign]
+            app.asgi_app,
             tracker=recipe.tracker,
             thread_path=THREAD_PATH,
         )

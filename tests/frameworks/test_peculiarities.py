@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +21,7 @@ from skeino import SkeinoSettings, current_run
 from skeino_asgi import RunMiddleware, RunTracker
 from tests.asgi.conftest import connected, ended
 from tests.asgi.graphs import compiled
+from tests.asgi.live_server import served
 from tests.frameworks import handlers, litestar_app
 from tests.frameworks.page import documented, generated
 from tests.frameworks.recipe import Recipe
@@ -49,7 +53,7 @@ async def test_litestar_makes_a_middleware_for_each_handler_and_they_share_a_tra
         return id(request.state.persistence)
 
     async def openings(**options: Any) -> int:
-        middleware = DefineMiddleware(RunMiddleware, **options)  # type: ignore[arg-type]
+        middleware = DefineMiddleware(RunMiddleware, **options)
         async with connected(Litestar([one, two], middleware=[middleware], logging_config=None)) as client:
             return len({(await client.get(path)).text for path in ("/one", "/two")})
 
@@ -84,7 +88,7 @@ async def test_what_a_quart_background_task_writes_after_its_run_is_stamped_but_
         app.add_background_task(write_later, SimpleNamespace(**request.scope["state"]))
         return ""
 
-    async with connected(RunMiddleware(app, tracker=recipe.tracker)) as client:  # type: ignore[arg-type]
+    async with connected(RunMiddleware(app, tracker=recipe.tracker)) as client:
         response = await client.post("/background")
         row = await ended(recipe.tracker.metadata_store, response.headers["x-run-id"])
         go_on.set()
@@ -93,6 +97,31 @@ async def test_what_a_quart_background_task_writes_after_its_run_is_stamped_but_
         assert {one.metadata["run_id"] async for one in tuples} == {row["run_id"]}
         assert await recipe.tracker.metadata_store.get_run(row["run_id"]) == row
     assert (row["status"], row["checkpoint_count"]) == ("success", 0)
+
+
+def test_a_client_of_quart_that_closes_with_the_last_byte_has_a_response_that_is_complete(tmp_path: Path) -> None:
+    """Quart's last message, an empty one, comes after that, and it does not send it if the client has gone."""
+    tracker = RunTracker(SkeinoSettings(checkpointer_scheme="sqlite", checkpointer_uri=str(tmp_path / "skeino.db")))
+    app = Quart(__name__)
+
+    @app.post("/chat")
+    async def chat() -> str:
+        state = SimpleNamespace(**request.scope["state"])
+        await compiled(state.checkpointer).ainvoke({"words": ["hello"]}, state.run.config)
+        return "done"
+
+    with served(RunMiddleware(app, tracker=tracker)) as url:
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), 10) as connection:
+                connection.sendall(b"POST /chat HTTP/1.1\r\nHost: test\r\nContent-Length: 0\r\n\r\n")
+                received = b""
+                while not received.endswith(b"done"):
+                    received += connection.recv(65536)
+    with closing(sqlite3.connect(tmp_path / "skeino.db")) as rows:
+        ends = rows.execute("SELECT status, count(*) FROM app_runs GROUP BY status").fetchall()
+        threads = rows.execute("SELECT status, count(*) FROM app_threads GROUP BY status").fetchall()
+    assert ends == [("success", 20)]
+    assert threads == [("idle", 20)]
 
 
 @pytest.mark.parametrize("unlimited", [False, True])
@@ -114,7 +143,7 @@ async def test_quart_cuts_a_stream_short_after_its_response_timeout_and_the_run_
             response.timeout = None
         return response
 
-    async with connected(RunMiddleware(app, tracker=recipe.tracker)) as client:  # type: ignore[arg-type]
+    async with connected(RunMiddleware(app, tracker=recipe.tracker)) as client:
         with nullcontext() if unlimited else pytest.raises(AssertionError):  # httpx's transport wants a whole response
             await client.get("/stream")
         (started,) = await recipe.tracker.metadata_store.search_runs()
