@@ -31,7 +31,9 @@ class Ledger:
         return bool(self._pauses) and any(thread == thread_id for thread, _ in self._pauses)
 
     def wrote(self, thread_id: str, namespace: str, checkpoint_id: str) -> None:
-        """Count a checkpoint that the saver has stored. A newer one of its thread ends the thread's pauses."""
+        """Count a checkpoint that the saver has stored, or is about to, though who asked for it was cancelled. A newer
+        one of its thread ends the thread's pauses.
+        """
         self.checkpoint_count += 1
         if namespace == "":
             if self.first_checkpoint_id is None or checkpoint_id < self.first_checkpoint_id:

@@ -34,6 +34,8 @@ class HttpExchange:
     """As the application has said it; None until the response has started."""
     left = False
     """The client left before the response was complete."""
+    gone = False
+    """The client left when it had all of the response, though the application may have had an empty message to send."""
     cut_off = False
     """The application was cancelled for that."""
     completing = False
@@ -57,7 +59,7 @@ class HttpExchange:
     async def receive(self) -> Message:
         message = await self._receive()
         if message["type"] == "http.disconnect" and not self.completing:
-            self.left = True
+            self._note_that_the_client_left(has_all=self.status is not None and self._client_has_all())
         return message
 
     async def send(self, message: Message) -> None:
@@ -68,10 +70,11 @@ class HttpExchange:
             self.status = message["status"]
             self._trailers = message.get("trailers", False)
             message = self._start = with_run(message, self._run)
-            self.completing = self._run.has_claimed and self._expects_nothing()
+            if self._run.has_claimed and self._client_has_all():
+                await self._release_threads()
         elif kind == "http.response.body":
             more = message.get("more_body", False)
-            self.completing = self.complete or self._has_all_with(message) if more else not self._trailers
+            self.completing = self._client_has_all(message) if more else not self._trailers
         elif kind == "http.response.trailers":
             self.completing = not message.get("more_trailers", False)
         elif kind == "http.response.pathsend":
@@ -83,19 +86,29 @@ class HttpExchange:
         try:
             await self._send(message)
         except OSError as exc:  # the server's word for a client that left (ASGI HTTP, since specification 2.4)
-            self.left, self._unsent = not self.complete, exc
+            self._unsent = exc
+            if not self.complete:
+                self._note_that_the_client_left(has_all=kind == "http.response.body" and self._has_no_body())
             raise
         self.complete = self.completing
 
-    def _expects_nothing(self) -> bool:
-        """Whether the client has the whole response with its headers."""
-        return self.status in (204, 304) or self._has_all_with({})
+    def _note_that_the_client_left(self, *, has_all: bool) -> None:
+        if has_all:
+            self.gone = True
+        else:
+            self.left = True
 
-    def _has_all_with(self, message: Message) -> bool:
-        """Whether the client has the whole response with this message, though others may follow."""
+    def _has_no_body(self) -> bool:
+        return self._start is not None and not self._trailers and _length_of(self._start) == 0
+
+    def _client_has_all(self, message: Message | None = None) -> bool:
+        """Whether the client has the whole response, with this part of its body, though the application has not yet
+        sent the last: it was told the length.
+        """
         if self._missing is None:
             self._missing = math.inf if self._start is None or self._trailers else _length_of(self._start)
-        self._missing -= len(message.get("body", b""))
+        if message is not None:
+            self._missing -= len(message.get("body") or b"")
         return self._missing <= 0
 
     async def _release_threads(self) -> None:
@@ -141,7 +154,7 @@ class HttpExchange:
             status = storable_status(status)
         if self._run.conflict is not None and (self._replaced or is_stopped(self._run, exc)):
             return stopped(self._run.conflict, status)
-        if self.complete and (exc is None or self._came_of_what_was_not_sent(exc)):
+        if (self.complete or self.gone) and (exc is None or self._came_of_what_was_not_sent(exc)):
             if status is not None and status >= 500:
                 return failed(HTTP_ERROR, f"The application answered with status {status}.", status)
             return succeeded(status)
@@ -182,9 +195,11 @@ def with_run(message: Message, run: Run) -> Message:
 
 
 def _length_of(start: Message) -> float:
-    """Of the body, as the client is told; infinity where it is told none."""
+    """Of the body, as the client is told; infinity where it is not told."""
+    if start["status"] in (204, 304):
+        return 0
     told = next((bytes(value) for name, value in start["headers"] if bytes(name).lower() == b"content-length"), b"")
-    return int(told) if told.isdigit() else math.inf
+    return int(told) if told.strip().isdigit() and len(told) < 20 else math.inf
 
 
 def _is_event_stream(message: Message) -> bool:

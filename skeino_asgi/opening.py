@@ -32,6 +32,7 @@ from skeino_asgi.outcome import (
     failed,
     interrupted,
     is_http_error,
+    is_well,
     raised,
     reported,
     stopped,
@@ -236,11 +237,12 @@ class Opening:
         self._leave(run)
         if run.has_claimed:
             run.release_threads()
-        elif run.seems_unsaved and not self._said_unsaved and outcome.status == "success":
+        elif run.seems_unsaved and not self._said_unsaved and is_well(outcome):
             self._said_unsaved = True
             logger.warning(
-                "Run %s gave its config away, and no graph with skeino's checkpointer used it: was the graph compiled "
-                "with another one? Take request.state.checkpointer, or tracker.checkpointer. (This is said once.)",
+                "Run %s gave its config away, and ended before any graph with skeino's checkpointer used it. If the "
+                "graph was compiled with another one, take request.state.checkpointer or tracker.checkpointer; else all "
+                "is well, and this is said once.",
                 run.run_id,
             )
         ledger = run.ledger

@@ -50,6 +50,11 @@ def is_http_error(outcome: Outcome) -> bool:
     return outcome.error is not None and outcome.error["code"] == HTTP_ERROR
 
 
+def is_well(outcome: Outcome) -> bool:
+    """Whether it is a success in the client's eyes, too."""
+    return outcome.status == "success" and (outcome.http_status or 200) < 400
+
+
 def raised(exc: BaseException, phase: str, http_status: int | None = None) -> Outcome:
     """An exception ended it: its class is kept, and its message, scrubbed and bounded."""
     if isinstance(exc, asyncio.CancelledError | GeneratorExit):

@@ -101,10 +101,14 @@ async def _copy_thread(source: Side, target: Side, thread_id: str, report: CopyR
     here = await source.inventory.ainventory(thread_id)
     report.checkpoints.found += len(here)
     report.pending_writes.found += sum(here.values())
-    await _refuse_what_is_not_its_own(source, target, thread_id)
+    row, row_there = await source.store.get_thread(thread_id), await target.store.get_thread(thread_id)
+    if row_there is not None and (row is None or not is_same_thread(row, row_there)):
+        raise InvalidInputError("the target has another thread of that id.")
     there = await target.inventory.ainventory(thread_id)
     if not there.keys() <= here.keys():
         raise InvalidInputError("the target has other state of that id.")
+    if row_there is None and row is not None:  # what is somebody's must not become nobody's
+        raise InvalidInputError("the target has refused its row.")
     reasons: dict[str, None] = {}
     stored: set[tuple[str, str, Any]] = set()  # namespace, channel, version: PostgreSQL has each value once
     for namespace, checkpoint_id in sorted(here, key=lambda place: place[1]):  # parents first, for ids grow with time
@@ -153,16 +157,6 @@ async def _copy_checkpoint(
     }
     await target.saver.aput(_parent_of(found, config), checkpoint, found.metadata, new)
     stored.update((namespace, channel, version) for channel, version in new.items())
-
-
-async def _refuse_what_is_not_its_own(source: Side, target: Side, thread_id: str) -> None:
-    """Two threads with one id must not be mixed, whoever they belong to; and what is somebody's must not become
-    nobody's, where the target has refused the row that says so."""
-    here, there = await source.store.get_thread(thread_id), await target.store.get_thread(thread_id)
-    if there is None and here is not None:
-        raise InvalidInputError("the target does not have its row.")
-    if there is not None and (here is None or not is_same_thread(here, there)):
-        raise InvalidInputError("the target has another thread of that id.")
 
 
 def _compare(

@@ -10,6 +10,13 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
+class CancelledOnItsWayError(asyncio.CancelledError):
+    """A saver's caller was cancelled, but what it writes is on its way: the answer alone is lost.
+
+    The mixin around the saver makes a plain `CancelledError` of it, which is what `asyncio.timeout` looks for.
+    """
+
+
 async def to_its_end(operation: Awaitable[T]) -> T:
     """The operation's result; a cancellation of the caller, or several, is raised when the operation is over."""
     task = asyncio.ensure_future(operation)

@@ -24,7 +24,7 @@ from skeino.persistence.registry import (
     normalised_scheme,
 )
 from skeino.persistence.rows import ANY_OWNER, OwnerFilter
-from skeino.persistence.stamping import put_beside, stamped
+from skeino.persistence.stamping import Beside, put_beside, stamped
 from skeino.runs import current_run
 from skeino.settings import SkeinoSettings
 
@@ -44,9 +44,9 @@ class Persistence:
         """Delete a thread in both halves: its row and its runs, then its checkpoints.
 
         The run that asks for it does not count as active, and keeps its row, without the thread. The rows go
-        first, because only there it can be decided at once, against all processes, that no run is active; the
-        checkpoints follow even if the caller is cancelled meanwhile. Where the row is gone already and state is
-        left, which is nobody's then, the state is deleted.
+        first, because only there it can be decided at once, against all processes, that no run is active. A caller
+        that is cancelled, or whose time is up, waits until both are done. Where the row is gone already and state
+        is left, which is nobody's then, the state is deleted.
 
         Raises:
             ThreadNotFoundError: there is no such thread, or it is another owner's.
@@ -110,7 +110,7 @@ async def open_persistence(settings: SkeinoSettings | None = None) -> AsyncItera
         else:
             store = await stack.enter_async_context(entered(build_store, spec))
         _refuse_what_is_no_store(store, scheme)
-        put_beside(saver, store)
+        put_beside(saver, Beside(store, store.fence_here if type(store) is InMemoryMetadataStore else None))
         yield Persistence(saver, store)
 
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from uuid import UUID
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
@@ -24,6 +24,7 @@ from skeino.persistence.arguments import (
     place_to_list,
     place_to_write,
 )
+from skeino.persistence.cancellation import CancelledOnItsWayError
 from skeino.persistence.pruning import checked_thread_ids
 from skeino.runs import Run, current_run, guard_var
 from skeino.validation import validate_thread_id
@@ -60,8 +61,7 @@ class RunStampMixin(_Saver):
     - A thread of another owner is not found.
     """
 
-    _beside: MetadataStoreProtocol | None = None
-    """The other half, where both were opened together."""
+    _beside: Beside | None = None
 
     # ── Writing ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -76,15 +76,14 @@ class RunStampMixin(_Saver):
         if _within.get() == call:
             return await super().aput(config, checkpoint, metadata, new_versions)
         run = current_run()
-        await _allow_write(run, call[0], goes_on=is_execution(config))
-        _refuse_what_cannot_be(self, run, call[0])
+        await _allow_write(self, run, call[0], goes_on=is_execution(config))
         try:
             with _Calling(call):
                 stored = await super().aput(config, checkpoint, stamped_metadata(run, metadata), new_versions)
-        except asyncio.CancelledError:
+        except CancelledOnItsWayError as exc:
             if run is not None:
-                run.ledger.wrote(*call)  # it is on its way: who is cancelled loses the answer alone
-            raise
+                run.ledger.wrote(*call)
+            raise asyncio.CancelledError(*exc.args) from None
         if run is not None:
             run.ledger.wrote(*call)
         return stored
@@ -100,8 +99,7 @@ class RunStampMixin(_Saver):
         if _within.get() == call:
             return super().put(config, checkpoint, metadata, new_versions)
         run = current_run()
-        _allow_write_blocking(run, call[0], goes_on=is_execution(config))
-        _refuse_what_cannot_be(self, run, call[0])
+        _allow_write_blocking(self, run, call[0], goes_on=is_execution(config))
         with _Calling(call):
             stored = super().put(config, checkpoint, stamped_metadata(run, metadata), new_versions)
         if run is not None:
@@ -116,14 +114,13 @@ class RunStampMixin(_Saver):
         if _within.get() == call:
             return await super().aput_writes(config, writes, task_id, task_path)
         run = current_run()
-        await _allow_write(run, call[0], goes_on=is_execution(config))
-        _refuse_what_cannot_be(self, run, call[0])
+        await _allow_write(self, run, call[0], goes_on=is_execution(config))
         try:
             with _Calling(call):
                 await super().aput_writes(config, writes, task_id, task_path)
-        except asyncio.CancelledError:
+        except CancelledOnItsWayError as exc:
             _note_interrupt(run, config, writes)
-            raise
+            raise asyncio.CancelledError(*exc.args) from None
         _note_interrupt(run, config, writes)
         return None
 
@@ -135,8 +132,7 @@ class RunStampMixin(_Saver):
         if _within.get() == call:
             return super().put_writes(config, writes, task_id, task_path)
         run = current_run()
-        _allow_write_blocking(run, call[0], goes_on=is_execution(config))
-        _refuse_what_cannot_be(self, run, call[0])
+        _allow_write_blocking(self, run, call[0], goes_on=is_execution(config))
         with _Calling(call):
             super().put_writes(config, writes, task_id, task_path)
         _note_interrupt(run, config, writes)
@@ -149,8 +145,7 @@ class RunStampMixin(_Saver):
         _warn_of_the_resume_trap(config)
         await _allow_read(call)
         if is_execution(config) and (run := current_run()) is not None:
-            await access.allow_write(run, call[0])  # before it loads what another run may be about to change
-            _refuse_what_cannot_be(self, run, call[0])
+            await _allow_write(self, run, call[0])  # before it loads what another run may be about to change
         with _Calling(call):
             return await super().aget_tuple(config)
 
@@ -159,8 +154,7 @@ class RunStampMixin(_Saver):
         _warn_of_the_resume_trap(config)
         _allow_read_blocking(call)
         if is_execution(config) and (run := current_run()) is not None:
-            access.allow_write_blocking(run, call[0])
-            _refuse_what_cannot_be(self, run, call[0])
+            _allow_write_blocking(self, run, call[0])
         with _Calling(call):
             return super().get_tuple(config)
 
@@ -278,10 +272,18 @@ def stamped(saver: BaseCheckpointSaver[Any]) -> BaseCheckpointSaver[Any]:
     return clone
 
 
-def put_beside(saver: BaseCheckpointSaver[Any], store: MetadataStoreProtocol | None) -> None:
+class Beside(NamedTuple):
+    """The other half, where both were opened together."""
+
+    store: MetadataStoreProtocol
+    fence_here: Callable[[str], int | None] | None
+    """A thread's fence, where this process alone has it: then no database looks at it before it writes."""
+
+
+def put_beside(saver: BaseCheckpointSaver[Any], beside: Beside | None) -> None:
     """Tell a saver that stamps which store its runs' rows, and the claims of threads, are in."""
     if isinstance(saver, RunStampMixin):
-        saver._beside = store
+        saver._beside = beside
 
 
 def stamped_metadata(run: Run | None, metadata: CheckpointMetadata) -> CheckpointMetadata:
@@ -327,46 +329,55 @@ class _Calling:  # no generator: it is in the way of each checkpoint that is rea
         _within.reset(self._token)
 
 
-async def _allow_write(run: Run | None, thread_id: str, *, goes_on: bool = False) -> None:
-    if run is not None:
-        await access.allow_write(run, thread_id, goes_on=goes_on)
-    else:
+async def _allow_write(saver: RunStampMixin, run: Run | None, thread_id: str, *, goes_on: bool = False) -> None:
+    if run is None:
         await _allow_read((thread_id,))
+        return
+    beside = getattr(saver, "_beside", None)
+    _refuse_another_trackers_run(beside, run)
+    await access.allow_write(run, thread_id, goes_on=goes_on)
+    _refuse_what_was_lost(beside, run, thread_id)
 
 
-def _allow_write_blocking(run: Run | None, thread_id: str, *, goes_on: bool = False) -> None:
-    if run is not None:
-        access.allow_write_blocking(run, thread_id, goes_on=goes_on)
-    else:
+def _allow_write_blocking(saver: RunStampMixin, run: Run | None, thread_id: str, *, goes_on: bool = False) -> None:
+    if run is None:
         _allow_read_blocking((thread_id,))
+        return
+    beside = getattr(saver, "_beside", None)
+    _refuse_another_trackers_run(beside, run)
+    access.allow_write_blocking(run, thread_id, goes_on=goes_on)
+    _refuse_what_was_lost(beside, run, thread_id)
 
 
-def _refuse_what_cannot_be(saver: RunStampMixin, run: Run | None, thread_id: str) -> None:
-    """What the database does not see: that the run is of another one, or has lost a thread that only memory knows of.
+def _refuse_another_trackers_run(beside: Beside | None, run: Run) -> None:
+    """Refuse a run whose row is in memory alone, where the saver's runs are in a database; or the other way round.
+
+    That is certainly a mistake. Two stores of databases may be of the same one, however each is called.
 
     Raises:
-        ConfigurationError: the saver is another tracker's than the run.
-        RunInterruptedError: another run has taken the thread, or it was deleted.
+        ConfigurationError: it is so.
     """
-    store = saver._beside
-    if run is None or store is None:
+    if beside is None or beside.store is run.store or run.store is None:
         return
-    fence_here: Callable[[str], int | None] | None = getattr(store, "fence_here", None)
-    if store is not run.store and run.store is not None and _are_apart(store, run.store):
+    if hasattr(beside.store, "fence_here") != hasattr(run.store, "fence_here"):
         raise ConfigurationError(
-            f"The graph's checkpointer stands beside another metadata store ({type(store).__name__}) than that of the "
-            f"run {run.run_id} ({type(run.store).__name__}): compile the graph with the checkpointer of the tracker "
-            "that RunMiddleware has (tracker=)."
+            f"The graph's checkpointer stands beside another metadata store ({type(beside.store).__name__}) than that "
+            f"of the run {run.run_id} ({type(run.store).__name__}): compile the graph with the checkpointer of the "
+            "tracker that RunMiddleware has (tracker=)."
         )
-    if fence_here is not None and (fence := run.fence_of(thread_id)) is not None and fence != fence_here(thread_id):
+
+
+def _refuse_what_was_lost(beside: Beside | None, run: Run, thread_id: str) -> None:
+    """Refuse a write to a thread that another run has taken, or that was deleted, where no database sees to that.
+
+    Raises:
+        RunInterruptedError: it is so.
+    """
+    if beside is None or beside.fence_here is None or beside.store is not run.store:
+        return
+    fence = run.fence_of(thread_id)
+    if fence is not None and fence != beside.fence_here(thread_id):
         raise run.refused(thread_id)
-
-
-def _are_apart(one: object, other: object) -> bool:
-    """Whether two stores are certainly not of one database: of two servers' addresses nobody knows."""
-    if type(one) is not type(other) or hasattr(one, "fence_here"):
-        return True
-    return bool(getattr(one, "path", None) != getattr(other, "path", None))
 
 
 async def _allow_read(call: tuple[str, ...]) -> None:
@@ -419,7 +430,7 @@ def _guarded(operation: Callable[..., Any]) -> Callable[..., Any]:
                 for thread_id in read:
                     await access.check_owner(guard, thread_id)
                 for thread_id in written:
-                    await _allow_write(current_run(), thread_id)
+                    await _allow_write(self, current_run(), thread_id)
             return await operation(self, *arguments, **named)
 
     else:
@@ -431,7 +442,7 @@ def _guarded(operation: Callable[..., Any]) -> Callable[..., Any]:
                 for thread_id in read:
                     access.check_owner_blocking(guard, thread_id)
                 for thread_id in written:
-                    _allow_write_blocking(current_run(), thread_id)
+                    _allow_write_blocking(self, current_run(), thread_id)
             return operation(self, *arguments, **named)
 
     return checked

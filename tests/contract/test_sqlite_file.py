@@ -190,18 +190,21 @@ async def test_many_who_wait_for_a_lock_wait_no_longer_than_one(tmp_path: Path) 
 
 async def test_who_comes_late_waits_as_long_as_who_came_first(tmp_path: Path) -> None:
     path = tmp_path / "skeino.db"
-    async with open_persistence(settings_for(path, busy_timeout=1.0)) as persistence:
+    async with open_persistence(settings_for(path, busy_timeout=2.0)) as persistence:
+
+        async def write(seconds: float) -> None:
+            await asyncio.sleep(seconds)
+            await started(persistence.metadata_store)
+
         with locked(path) as other:
-            first = [asyncio.create_task(started(persistence.metadata_store)) for _ in range(2)]
-            await asyncio.sleep(0.7)
-            late = asyncio.create_task(started(persistence.metadata_store))
-            for one in first:
-                with pytest.raises(StoreUnavailableError, match="SQLITE_BUSY"):
-                    await one
-            await asyncio.sleep(0.2)
-            assert not late.done(), "it has waited for half a second"
+            first, second, late = (asyncio.create_task(write(seconds)) for seconds in (0.0, 0.2, 1.2))
+            await asyncio.wait([first, second])  # and the second waits in one batch with the late one
+            assert not late.done(), "it was told to wait for 2 s, and has waited for one"
             other.execute("ROLLBACK")
             await late
+        for one in (first, second):
+            with pytest.raises(StoreUnavailableError, match="SQLITE_BUSY"):
+                await one
 
 
 async def test_a_full_disk_is_a_typed_error_and_the_file_is_used_again(tmp_path: Path) -> None:

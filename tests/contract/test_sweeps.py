@@ -214,17 +214,32 @@ async def test_in_memory_a_thread_whose_state_cannot_be_deleted_keeps_its_runs()
     assert await due(store) == ["t"]
 
 
-async def test_in_memory_a_thread_that_is_used_again_while_its_state_is_deleted_is_kept() -> None:
-    store = InMemoryMetadataStore()
+@pytest.mark.parametrize("strategy", ["delete", "keep_latest"])
+async def test_in_memory_a_run_waits_while_the_state_of_its_thread_is_deleted(strategy: str) -> None:
+    store, begun, order = InMemoryMetadataStore(), asyncio.Event(), list[str]()
 
     class Slow(Recorder):
         async def adelete_thread(self, thread_id: str) -> None:
-            await started(store, thread_id)
+            begun.set()
+            await asyncio.sleep(0.05)
+            order.append("state")
 
-    await aged(store, "t")
-    old = await finished(store, "t", thread_status=None)
-    assert await store.sweeps().expire_thread("t", Slow()) == "kept"
-    assert await store.get_run(old) is not None
+        async def aprune(self, thread_ids: Any, *, strategy: str = "keep_latest") -> None:
+            await self.adelete_thread(thread_ids[0])
+
+    async def start() -> None:
+        await begun.wait()
+        assert await store.sweeps().expire_thread("t", Slow()) == "kept", "another sweep is at it"
+        run_id = new_id()
+        await store.start_run(run_id, worker_id=WORKER)
+        await asyncio.gather(started(store, "t"), store.claim_thread(run_id, "t", owner=None))
+        order.append("runs")
+
+    await aged(store, "t", strategy)
+    expiry, _ = await asyncio.gather(store.sweeps().expire_thread("t", Slow()), start())
+    assert expiry == ("deleted" if strategy == "delete" else "pruned")
+    assert order == ["state", "runs"]
+    assert (await the_thread(store, "t"))["status"] == "busy"
 
 
 async def test_whoever_closes_it_waits_for_the_step_that_is_under_way_even_if_cancelled() -> None:

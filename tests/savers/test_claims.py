@@ -10,10 +10,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Annotated, Any, TypedDict
 
 import pytest
+from langgraph.checkpoint.base import empty_checkpoint
 from langgraph.graph import END, START, StateGraph
 
 from skeino import SkeinoSettings
 from skeino.errors import InvalidInputError, RunInterruptedError, ThreadBusyError
+from skeino.persistence import RunStampMixin
 from skeino.persistence.access import allow_write
 from skeino.runs import current_run_var
 from skeino.testing import the_run
@@ -380,7 +382,6 @@ async def test_the_ledger_of_a_run_that_is_cancelled_has_what_it_wrote(tracker: 
         task.cancel()
         await asyncio.wait([task])
         await tracker.settled()
-        await tracker.metadata_store.search_runs()
         found = await checkpoints(tracker.checkpointer, thread_id)
         for row in await tracker.metadata_store.search_runs(thread_id=thread_id):
             thread = await tracker.metadata_store.get_thread(thread_id)
@@ -388,6 +389,32 @@ async def test_the_ledger_of_a_run_that_is_cancelled_has_what_it_wrote(tracker: 
             assert row["last_checkpoint_id"] == (found[0].checkpoint["id"] if found else None)
             assert thread is not None
             assert row["status"] != "interrupted" or thread["status"] == ("interrupted" if found else "idle")
+
+
+async def test_the_ledger_of_a_run_that_is_cancelled_before_it_writes_has_nothing(
+    tracker: RunTracker, saver: Saver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint whose saver has not come to write it is not there."""
+
+    async def endless(*_: Any, **__: Any) -> Any:
+        await asyncio.sleep(60)
+
+    def stock(name: str) -> None:
+        base = next(one for one in type(saver).__mro__ if name in vars(one) and one is not RunStampMixin)
+        monkeypatch.setattr(base, name, endless)
+
+    async with tracker.run(thread_id="t") as run:
+        config = config_of("t", checkpoint_ns="")
+        stored = await saver.aput(config, empty_checkpoint(), {}, {})
+        stock("aput")
+        stock("aput_writes")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await saver.aput(config, empty_checkpoint(), {}, {})
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await saver.aput_writes(stored, [("__interrupt__", "?")], "task")
+    assert (run.ledger.checkpoint_count, run.ledger.paused) == (1, False)
 
 
 # ── Between processes, on every backend that has the two halves in one database ──────────────────────────

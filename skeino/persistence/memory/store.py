@@ -85,6 +85,7 @@ class InMemoryMetadataStore:
         run = new_run(run_id, worker_id, start)
         thread_id, owner, create_thread = run["thread_id"], run["owner"], start.get("create_thread", True)
         if thread_id is not None:
+            await self._while_it_expires(thread_id)
             self._refuse_other_owner(thread_id, owner)
         if run_id in self._runs:
             return
@@ -99,6 +100,7 @@ class InMemoryMetadataStore:
 
     async def attach_thread(self, run_id: str, thread_id: str, *, owner: str | None) -> None:
         thread = new_thread(thread_id, {"owner": owner}, default_ttl=self._thread_ttl)
+        await self._while_it_expires(thread_id)
         run = self._runs.get(validate_run_id(run_id))
         self._refuse_other_owner(thread_id, owner)
         self._threads.setdefault(thread_id, thread)
@@ -293,6 +295,11 @@ class InMemoryMetadataStore:
         return len(new)
 
     # ── Helpers ──────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _while_it_expires(self, thread_id: str) -> None:
+        """Wait until no sweep is about to delete the thread's state, which may be in a database."""
+        while (expiring := self._sweeps.expiring.get(thread_id)) is not None:
+            await expiring.wait()
 
     def _refuse_other_owner(self, thread_id: str, owner: str | None) -> None:
         thread = self._threads.get(thread_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Collection, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
@@ -35,6 +36,8 @@ class InMemorySweeps:
     ) -> None:
         self._store = store
         self._threads, self._runs, self._active = threads, runs, active
+        self.expiring: dict[str, asyncio.Event] = {}
+        """Threads whose state is being deleted or pruned: a run that wants one waits until that is done."""
         self._pruned: dict[str, datetime] = {}  # thread id → which change of it has been pruned
         self._worker_id = ""
         self._begun_at = self._expires_at = float("-inf")
@@ -69,17 +72,24 @@ class InMemorySweeps:
         return [thread_id for thread_id in due if thread_id not in leave_out][:limit]
 
     async def expire_thread(self, thread_id: str, checkpointer: BaseCheckpointSaver[Any]) -> Expiry:
-        if (strategy := self._strategy_of(thread_id)) is None:
+        strategy = None if thread_id in self.expiring else self._strategy_of(thread_id)
+        if strategy is None:
             return "kept"
-        # Its state first: if that fails, of a database that has gone away say, the thread is still due.
-        expiry = await remove_state(checkpointer, thread_id, strategy)
-        if self._strategy_of(thread_id) != strategy:
-            return "kept"
-        if expiry == "deleted":
-            await self._store.delete_thread(thread_id)
-        else:
-            self._pruned[thread_id] = self._threads[thread_id]["updated_at"]
-        return expiry
+        seen = self._threads[thread_id]["updated_at"]
+        self.expiring[thread_id] = done = asyncio.Event()
+        try:
+            # Its state first: if that fails, of a database that has gone away say, the thread is still due.
+            expiry = await remove_state(checkpointer, thread_id, strategy)
+            if thread_id not in self._threads:  # it was deleted meanwhile
+                return "kept"
+            if expiry == "deleted":
+                await self._store.delete_thread(thread_id)
+            else:
+                self._pruned[thread_id] = seen
+            return expiry
+        finally:
+            del self.expiring[thread_id]
+            done.set()
 
     async def delete_finished_runs(self, older_than: timedelta, *, limit: int) -> int:
         gone = [run_id for run_id, _ in zip(self._finished(older_than), range(limit), strict=False)]

@@ -11,6 +11,7 @@ from langgraph.checkpoint.mongodb import MongoDBSaver
 from pymongo import ASCENDING, UpdateOne
 from pymongo.collection import Collection
 
+from skeino.persistence.cancellation import CancelledOnItsWayError
 from skeino.persistence.inventory import StoredWrite
 from skeino.persistence.latest import LatestReads
 from skeino.persistence.mongodb import history
@@ -111,6 +112,8 @@ class MongoDatabaseSaver(MongoDBSaver):
         run, held = _held(config)
         try:
             written: T = await self._writes.write(of, self, work, held)
+        except asyncio.CancelledError as exc:
+            raise CancelledOnItsWayError(*exc.args) from None
         except RefusedError:
             assert run is not None  # who else has a fence
             raise run.refused(config["configurable"]["thread_id"]) from None

@@ -17,6 +17,7 @@ from psycopg import AsyncCursor
 from psycopg.rows import DictRow, dict_row
 
 from skeino.errors import DeltaChannelError, StoreError, ThreadExistsError
+from skeino.persistence.cancellation import CancelledOnItsWayError
 from skeino.persistence.inventory import StoredWrite
 from skeino.persistence.latest import LatestReads
 from skeino.persistence.paging import Place, paged
@@ -85,13 +86,17 @@ class PostgresDatabaseSaver(AsyncPostgresSaver):
         place = (thread_id, namespace, checkpoint["id"])
         row = (*place, configurable.get("checkpoint_id"), as_json.decode(), metadata_as_json.decode())
         run, fence = fence_of(config)
-        refused = await self.database.writer.write(
+        written = self.database.writer.enqueue(
             CHECKPOINT,
             {"checkpoint": row, "blobs": blobs, "fence": fence},
             ("checkpoint", *place),
             thread=("checkpoints", thread_id),
             size=len(as_json) + len(metadata_as_json) + sum(len(blob[5] or b"") for blob in blobs),
         )
+        try:
+            refused = await written
+        except asyncio.CancelledError as exc:
+            raise CancelledOnItsWayError(*exc.args) from None
         if refused and run is not None:
             raise run.refused(thread_id)
         return {"configurable": {"thread_id": thread_id, "checkpoint_ns": namespace, "checkpoint_id": checkpoint["id"]}}
@@ -108,13 +113,17 @@ class PostgresDatabaseSaver(AsyncPostgresSaver):
         if all(channel in WRITES_IDX_MAP for channel, _ in writes):
             kind, rows = UPSERTED, list({row[5]: row for row in rows}.values())  # the last of each index
         run, fence = fence_of(config)
-        refused = await self.database.writer.write(
+        written = self.database.writer.enqueue(
             kind,
             {"rows": rows, "fence": fence},
             ("writes", *place, task_id),
             thread=("checkpoints", place[0]),
             size=sum(len(row[8]) for row in rows),
         )
+        try:
+            refused = await written
+        except asyncio.CancelledError as exc:
+            raise CancelledOnItsWayError(*exc.args) from None
         if refused and run is not None:
             raise run.refused(place[0])
 

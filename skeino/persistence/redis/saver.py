@@ -11,7 +11,7 @@ from langgraph.checkpoint.redis.util import EMPTY_ID_SENTINEL, EMPTY_STRING_SENT
 from redisvl.exceptions import RedisVLError
 
 from skeino.errors import InvalidInputError, SchemaError
-from skeino.persistence.cancellation import to_its_end
+from skeino.persistence.cancellation import CancelledOnItsWayError, to_its_end
 from skeino.persistence.pruning import checked_copy, checked_prune, checked_run_ids
 from skeino.persistence.redis import history
 from skeino.persistence.redis.connections import RedisDatabase
@@ -132,7 +132,13 @@ class RedisDatabaseSaver(AsyncRedisSaver):
                     changed, checkpoint, metadata, new_versions, stream_mode="updates"
                 )
 
-        return await to_its_end(put())
+        putting = asyncio.ensure_future(put())
+        try:
+            return await to_its_end(putting)
+        except asyncio.CancelledError as exc:
+            if not putting.cancelled() and putting.exception() is None:
+                raise CancelledOnItsWayError(*exc.args) from None
+            raise
 
     async def aput_writes(
         self, config: RunnableConfig, writes: Sequence[tuple[str, Any]], task_id: str, task_path: str = ""

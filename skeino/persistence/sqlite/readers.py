@@ -121,6 +121,7 @@ class Readers:
                     answers.append((work(connection), None))
                 except Exception as exc:
                     answers.append((None, exc))
+            connection.set_progress_handler(None, 0)  # which would keep the last answer
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
         finally:

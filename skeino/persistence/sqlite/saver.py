@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from langgraph.checkpoint.sqlite import SqliteSaver
 from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
+from skeino.persistence.cancellation import CancelledOnItsWayError
 from skeino.persistence.inventory import StoredWrite
 from skeino.persistence.paging import Place, paged
 from skeino.persistence.sqlite import history
@@ -76,6 +78,8 @@ class SqliteDatabaseSaver(AsyncSqliteSaver):
 
         try:
             return await self.database.write(write)
+        except asyncio.CancelledError as exc:
+            raise CancelledOnItsWayError(*exc.args) from None
         except _RefusedError:
             assert run is not None  # who else has a fence
             raise run.refused(thread_id) from None

@@ -6,7 +6,6 @@ import json
 import sqlite3
 from collections.abc import Awaitable, Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Literal, Unpack
 
 from skeino.errors import RunNotFoundError, ThreadBusyError, ThreadExistsError, ThreadNotFoundError
@@ -72,11 +71,6 @@ class SqliteMetadataStore:
     def __init__(self, database: SqliteDatabase, thread_ttl: ThreadTTL | None = None) -> None:
         self._database = database
         self._thread_ttl = thread_ttl
-
-    @property
-    def path(self) -> Path:
-        """Of the file."""
-        return self._database.path
 
     # ── A run's life ─────────────────────────────────────────────────────────────────────────────────────
 
