@@ -241,8 +241,8 @@ class Opening:
             self._said_unsaved = True
             logger.warning(
                 "Run %s gave its config away, and ended before any graph with skeino's checkpointer used it. If the "
-                "graph was compiled with another one, take request.state.checkpointer or tracker.checkpointer; else all "
-                "is well, and this is said once.",
+                "graph was compiled with another one, take request.state.checkpointer or tracker.checkpointer; else "
+                "all is well, and this is said once.",
                 run.run_id,
             )
         ledger = run.ledger
