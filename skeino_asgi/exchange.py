@@ -24,9 +24,9 @@ RELEASE_PATIENCE: Final = 2.0
 class HttpExchange:
     """Watches one request's `receive` and `send`, and adds the run's headers to the response.
 
-    A client's leaving counts only before the response is complete: uvicorn sends `http.disconnect` afterwards, too. The
-    client takes it for complete when it has as many bytes as it was told, and may leave then; some frameworks still
-    have an empty message to send, and do not come to it.
+    A client's leaving counts only before the response is complete: uvicorn sends `http.disconnect` afterwards, too. A
+    client that was told a length leaves when it has so many bytes. If the application has come to its last message
+    then, an empty one, some frameworks cancel that for the client's leaving: the response is complete all the same.
     """
 
     # Defaults of the class, and no slots: most requests set few of them, and each costs what a store of it takes.
@@ -34,17 +34,15 @@ class HttpExchange:
     """As the application has said it; None until the response has started."""
     left = False
     """The client left before the response was complete."""
-    gone = False
-    """The client left when it had all of the response, though the application may have had an empty message to send."""
     cut_off = False
     """The application was cancelled for that."""
     completing = False
-    """The server has been handed the last of the response; it may say that the client left before it returns."""
+    """The server has been handed the last message; it may say that the client left before it returns."""
     complete = False
     _unsent: OSError | None = None
     """What `send` raised for that."""
-    _missing: float | None = None
-    """Bytes of the body that the client still expects; None until that matters."""
+    _sent = 0
+    """Bytes of the body, those of the last message left out."""
     _trailers = False
     _answering = False
     _replaced = False
@@ -59,7 +57,7 @@ class HttpExchange:
     async def receive(self) -> Message:
         message = await self._receive()
         if message["type"] == "http.disconnect" and not self.completing:
-            self._note_that_the_client_left(has_all=self.status is not None and self._client_has_all())
+            self.left = True
         return message
 
     async def send(self, message: Message) -> None:
@@ -70,11 +68,11 @@ class HttpExchange:
             self.status = message["status"]
             self._trailers = message.get("trailers", False)
             message = self._start = with_run(message, self._run)
-            if self._run.has_claimed and self._client_has_all():
-                await self._release_threads()
         elif kind == "http.response.body":
-            more = message.get("more_body", False)
-            self.completing = self._client_has_all(message) if more else not self._trailers
+            if message.get("more_body", False):
+                self._sent += len(message.get("body") or b"")
+            else:
+                self.completing = not self._trailers
         elif kind == "http.response.trailers":
             self.completing = not message.get("more_trailers", False)
         elif kind == "http.response.pathsend":
@@ -86,30 +84,13 @@ class HttpExchange:
         try:
             await self._send(message)
         except OSError as exc:  # the server's word for a client that left (ASGI HTTP, since specification 2.4)
-            self._unsent = exc
-            if not self.complete:
-                self._note_that_the_client_left(has_all=kind == "http.response.body" and self._has_no_body())
+            self.left, self._unsent = not (self.complete or self._client_has_all()), exc
             raise
         self.complete = self.completing
 
-    def _note_that_the_client_left(self, *, has_all: bool) -> None:
-        if has_all:
-            self.gone = True
-        else:
-            self.left = True
-
-    def _has_no_body(self) -> bool:
-        return self._start is not None and not self._trailers and _length_of(self._start) == 0
-
-    def _client_has_all(self, message: Message | None = None) -> bool:
-        """Whether the client has the whole response, with this part of its body, though the application has not yet
-        sent the last: it was told the length.
-        """
-        if self._missing is None:
-            self._missing = math.inf if self._start is None or self._trailers else _length_of(self._start)
-        if message is not None:
-            self._missing -= len(message.get("body") or b"")
-        return self._missing <= 0
+    def _client_has_all(self) -> bool:
+        """Whether the application has come to its last message, and the client had the whole body before."""
+        return self.completing and self._start is not None and _length_of(self._start) <= self._sent
 
     async def _release_threads(self) -> None:
         """Before the client can send its next request: it must not be kept waiting by this one."""
@@ -154,7 +135,8 @@ class HttpExchange:
             status = storable_status(status)
         if self._run.conflict is not None and (self._replaced or is_stopped(self._run, exc)):
             return stopped(self._run.conflict, status)
-        if (self.complete or self.gone) and (exc is None or self._came_of_what_was_not_sent(exc)):
+        complete = self.complete or self._client_has_all()
+        if complete and (exc is None or self._came_of_what_was_not_sent(exc)):
             if status is not None and status >= 500:
                 return failed(HTTP_ERROR, f"The application answered with status {status}.", status)
             return succeeded(status)

@@ -246,6 +246,7 @@ class Opening:
                 run.run_id,
             )
         ledger = run.ledger
+        ledger.close()
         finish: RunFinish = {
             "run_id": run.run_id,
             "worker_id": run.worker_id or self.worker_id,

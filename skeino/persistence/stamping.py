@@ -9,7 +9,7 @@ import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 from uuid import UUID
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
@@ -61,6 +61,8 @@ class RunStampMixin(_Saver):
     - A thread of another owner is not found.
     """
 
+    _goes_on_though_cancelled: ClassVar[bool] = False
+    """Whether the saver stores what it was asked to, though who asked is cancelled meanwhile."""
     _beside: Beside | None = None
 
     # ── Writing ──────────────────────────────────────────────────────────────────────────────────────────
@@ -77,6 +79,8 @@ class RunStampMixin(_Saver):
             return await super().aput(config, checkpoint, metadata, new_versions)
         run = current_run()
         await _allow_write(self, run, call[0], goes_on=is_execution(config))
+        if run is not None and self._goes_on_though_cancelled:
+            run.ledger.begins(*call)
         try:
             with _Calling(call):
                 stored = await super().aput(config, checkpoint, stamped_metadata(run, metadata), new_versions)
@@ -84,6 +88,10 @@ class RunStampMixin(_Saver):
             if run is not None:
                 run.ledger.wrote(*call)
             raise asyncio.CancelledError(*exc.args) from None
+        except BaseException:
+            if run is not None:
+                run.ledger.failed(*call)
+            raise
         if run is not None:
             run.ledger.wrote(*call)
         return stored

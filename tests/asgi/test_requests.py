@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from skeino import ConfigurationError, Run, RunInterruptedError, SkeinoSettings, current_run
-from skeino.persistence.claims import ClaimingStore, Queue
 from skeino_asgi import RunMiddleware, RunTracker
 from tests.asgi.conftest import answering, connected, ended, store_of
 from tests.asgi.graphs import compiled
@@ -217,62 +217,85 @@ async def test_a_server_that_raises_what_it_cannot_send_has_a_client_that_left(
 
 
 @pytest.mark.parametrize("status", [200, 204])
-@pytest.mark.parametrize("then", ["nothing", "OSError", "ClientDisconnect"])
+@pytest.mark.parametrize("then", ["cancelled", "OSError", "ClientDisconnect"])
 async def test_a_client_that_has_all_of_the_response_may_leave_before_its_end_is_sent(
-    settings: SkeinoSettings, status: int, then: str
+    settings: SkeinoSettings, status: int, then: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As Quart and Starlette send what has a length in parts: an empty part comes last."""
-    released: list[object] = []
+    """As Quart and Starlette send what has a length in parts: an empty part comes last, and is cancelled, or fails."""
+    held: list[tuple[str, ...]] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         state = scope["state"]
         await compiled(state["checkpointer"]).ainvoke({"words": ["hello"]}, state["run"].config)
         headers = [(b"content-length", b"10")] if status == 200 else []
         await send({"type": "http.response.start", "status": status, "headers": headers})
-        if status == 200:
-            await send({"type": "http.response.body", "body": b"hello", "more_body": True})
-            assert (await queue()).run_ids, "it is held until then"
-            await send({"type": "http.response.body", "body": b"world", "more_body": True})
-        if then == "nothing":
-            await receive()  # as Quart does all the time
+        for part in (b"hello", b"world") if status == 200 else ():
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        last = send({"type": "http.response.body", "body": b"", "more_body": False})
+        if then == "cancelled":
+            monkeypatch.setattr(Run, "release_threads", lambda run: [asyncio.get_running_loop().create_future()])
+            sending = asyncio.create_task(last)
+            await asyncio.sleep(0.01)  # it waits for the threads to be released
+            monkeypatch.undo()
+            sending.cancel()
+            await asyncio.wait([sending])
             return
         try:
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await last
         except OSError:
             if then == "ClientDisconnect":
                 raise ClientDisconnect from None
             raise
 
-    async def queue() -> Queue:
-        store: Any = store_of(wrapped)
-        assert isinstance(store, ClaimingStore)
-        found = await store.get_queue("t")
-        assert found is not None
-        return found
-
-    async def receive() -> Any:
-        return {"type": "http.disconnect"}
-
     async def send(message: Any) -> None:
-        if message.get("body") == b"world" or (status == 204 and message["type"] == "http.response.start"):
-            released.append((await queue()).run_ids)
+        queue = await store.get_queue("t")
+        held.append(queue.run_ids)
         if message.get("body") == b"":
             raise OSError("gone")
 
     wrapped = RunMiddleware(app, settings=settings)
     scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"x-thread-id", b"t")], "state": {}}
     async with wrapped.tracker.lifespan():
+        store: Any = store_of(wrapped)
         try:
-            await wrapped(scope, receive, send)
+            await wrapped(scope, None, send)
         except (OSError, ClientDisconnect):
-            assert then != "nothing"
-        (run,) = await store_of(wrapped).search_runs()
-        row = await ended(store_of(wrapped), run["run_id"])
-        thread = await store_of(wrapped).get_thread("t")
+            assert then != "cancelled"
+        (run,) = await store.search_runs()
+        row = await ended(store, run["run_id"])
+        thread = await store.get_thread("t")
     assert row["status"] == "success", row["error"]
-    assert thread is not None
     assert thread["status"] == "idle"
-    assert released == [()]
+    assert held[:-1] if then != "cancelled" else held
+    assert all(held[:-1]), "it is held until the last message"
+    assert then == "cancelled" or held[-1] == ()
+
+
+async def test_a_client_that_leaves_while_its_stream_still_works_has_left_before_its_end(tmp_path: Path) -> None:
+    """It has as many bytes as it was told, but the graph goes on: nobody may take its thread, and it is cut off."""
+    settings = SkeinoSettings(checkpointer_scheme="sqlite", checkpointer_uri=str(tmp_path / "skeino.db"))
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        state = scope["state"]
+        await compiled(state["checkpointer"]).ainvoke({"words": ["hello"]}, state["run"].config)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
+        await send({"type": "http.response.body", "body": b"hello", "more_body": True})
+        assert (await store.get_queue("t")).run_ids == (state["run"].run_id,)
+        assert (await receive())["type"] == "http.disconnect"  # and is cancelled for that
+
+    async def receive() -> Any:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        pass
+
+    wrapped = RunMiddleware(app, settings=settings)
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"x-thread-id", b"t")], "state": {}}
+    async with wrapped.tracker.lifespan():
+        store: Any = store_of(wrapped)
+        await wrapped(scope, receive, send)
+        (run,) = await store.search_runs()
+        assert (await ended(store, run["run_id"]))["status"] == "interrupted"
 
 
 async def test_a_pause_for_a_human_is_a_success_on_an_interrupted_thread(settings: SkeinoSettings) -> None:

@@ -86,6 +86,7 @@ VALUES: dict[str, Any] = {
     "zone": ZoneInfo("Europe/Berlin"),
     "pattern": re.compile("a+"),
     "named tuple": Version(1, 2, 3),
+    "set of times": {date(2026, 3, 1)},
     "pydantic": Invoice(sum=Decimal("19.90"), tags={"a", "b"}),
     "dataclass": Line(Decimal("0.10"), [Path("a")]),
     "message": said("hello"),

@@ -292,6 +292,8 @@ class MongoDatabaseSaver(MongoDBSaver):
 class StampedMongoDBSaver(RunStampMixin, MongoDatabaseSaver):
     """`MongoDatabaseSaver`, stamped."""
 
+    _goes_on_though_cancelled = True
+
 
 def _held(config: RunnableConfig) -> tuple[Run | None, tuple[str, int] | None]:
     """The current run, and the thread with the fence that the run's writes go with."""

@@ -348,3 +348,5 @@ def _is_large(value: Any) -> bool:
 
 class StampedPostgresSaver(RunStampMixin, PostgresDatabaseSaver):
     """`PostgresDatabaseSaver`, stamped."""
+
+    _goes_on_though_cancelled = True

@@ -240,3 +240,5 @@ def _has(metadata: CheckpointMetadata, wanted: dict[str, Any] | None) -> bool:
 
 class StampedRedisSaver(RunStampMixin, RedisDatabaseSaver):  # type: ignore[misc]  # as above
     """`RedisDatabaseSaver`, stamped."""
+
+    _goes_on_though_cancelled = True

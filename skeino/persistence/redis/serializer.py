@@ -71,6 +71,8 @@ def _is_lost_in_json(obj: Any) -> bool:
         return not isinstance(obj, bool) and not -(2**63) <= obj < 2**64
     if isinstance(obj, dict):
         return any(not isinstance(key, str) or key in _MEANT for key in obj)
+    if isinstance(obj, set):  # of members that JSON gives back as lists, say
+        return not all(isinstance(member, str | int | NoneType) for member in obj)
     if isinstance(obj, tuple):
         return hasattr(type(obj), "_fields") and not isinstance(obj, _DeltaSnapshot)
     return not isinstance(obj, _KEPT) and not is_dataclass(obj)

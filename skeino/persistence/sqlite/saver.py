@@ -182,6 +182,8 @@ class SqliteDatabaseSaver(AsyncSqliteSaver):
 class StampedSqliteSaver(RunStampMixin, SqliteDatabaseSaver):
     """`SqliteDatabaseSaver`, stamped."""
 
+    _goes_on_though_cancelled = True
+
 
 class _SaverInTransaction(SqliteSaver):
     """LangGraph's synchronous saver inside a transaction that somebody else begins and ends."""
