@@ -12,6 +12,7 @@ from langchain_core.runnables import RunnableConfig
 from langgraph.checkpoint.base import BaseCheckpointSaver
 
 from skeino.errors import ConfigurationError, SplitBrainError, ThreadNotFoundError
+from skeino.persistence.beside import Beside
 from skeino.persistence.cancellation import to_its_end
 from skeino.persistence.deserializing import notice_lenience
 from skeino.persistence.memory import InMemoryMetadataStore
@@ -24,7 +25,7 @@ from skeino.persistence.registry import (
     normalised_scheme,
 )
 from skeino.persistence.rows import ANY_OWNER, OwnerFilter
-from skeino.persistence.stamping import Beside, put_beside, stamped
+from skeino.persistence.stamping import put_beside, stamped
 from skeino.runs import current_run
 from skeino.settings import SkeinoSettings
 

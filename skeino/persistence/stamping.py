@@ -9,7 +9,7 @@ import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 from uuid import UUID
 
 from langgraph.checkpoint.base import BaseCheckpointSaver
@@ -24,6 +24,7 @@ from skeino.persistence.arguments import (
     place_to_list,
     place_to_write,
 )
+from skeino.persistence.beside import Beside, refuse_another_trackers_run, refuse_what_was_lost
 from skeino.persistence.cancellation import CancelledOnItsWayError
 from skeino.persistence.pruning import checked_thread_ids
 from skeino.runs import Run, current_run, guard_var
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
         CheckpointTuple,
         DeltaChannelHistory,
     )
-
-    from skeino.persistence.protocol import MetadataStoreProtocol
 
     _Saver = BaseCheckpointSaver[Any]
 else:
@@ -280,14 +279,6 @@ def stamped(saver: BaseCheckpointSaver[Any]) -> BaseCheckpointSaver[Any]:
     return clone
 
 
-class Beside(NamedTuple):
-    """The other half, where both were opened together."""
-
-    store: MetadataStoreProtocol
-    fence_here: Callable[[str], int | None] | None
-    """A thread's fence, where this process alone has it: then no database looks at it before it writes."""
-
-
 def put_beside(saver: BaseCheckpointSaver[Any], beside: Beside | None) -> None:
     """Tell a saver that stamps which store its runs' rows, and the claims of threads, are in."""
     if isinstance(saver, RunStampMixin):
@@ -342,9 +333,9 @@ async def _allow_write(saver: RunStampMixin, run: Run | None, thread_id: str, *,
         await _allow_read((thread_id,))
         return
     beside = getattr(saver, "_beside", None)
-    _refuse_another_trackers_run(beside, run)
+    refuse_another_trackers_run(beside, run)
     await access.allow_write(run, thread_id, goes_on=goes_on)
-    _refuse_what_was_lost(beside, run, thread_id)
+    refuse_what_was_lost(beside, run, thread_id)
 
 
 def _allow_write_blocking(saver: RunStampMixin, run: Run | None, thread_id: str, *, goes_on: bool = False) -> None:
@@ -352,40 +343,9 @@ def _allow_write_blocking(saver: RunStampMixin, run: Run | None, thread_id: str,
         _allow_read_blocking((thread_id,))
         return
     beside = getattr(saver, "_beside", None)
-    _refuse_another_trackers_run(beside, run)
+    refuse_another_trackers_run(beside, run)
     access.allow_write_blocking(run, thread_id, goes_on=goes_on)
-    _refuse_what_was_lost(beside, run, thread_id)
-
-
-def _refuse_another_trackers_run(beside: Beside | None, run: Run) -> None:
-    """Refuse a run whose row is in memory alone, where the saver's runs are in a database; or the other way round.
-
-    That is certainly a mistake. Two stores of databases may be of the same one, however each is called.
-
-    Raises:
-        ConfigurationError: it is so.
-    """
-    if beside is None or beside.store is run.store or run.store is None:
-        return
-    if hasattr(beside.store, "fence_here") != hasattr(run.store, "fence_here"):
-        raise ConfigurationError(
-            f"The graph's checkpointer stands beside another metadata store ({type(beside.store).__name__}) than that "
-            f"of the run {run.run_id} ({type(run.store).__name__}): compile the graph with the checkpointer of the "
-            "tracker that RunMiddleware has (tracker=)."
-        )
-
-
-def _refuse_what_was_lost(beside: Beside | None, run: Run, thread_id: str) -> None:
-    """Refuse a write to a thread that another run has taken, or that was deleted, where no database sees to that.
-
-    Raises:
-        RunInterruptedError: it is so.
-    """
-    if beside is None or beside.fence_here is None or beside.store is not run.store:
-        return
-    fence = run.fence_of(thread_id)
-    if fence is not None and fence != beside.fence_here(thread_id):
-        raise run.refused(thread_id)
+    refuse_what_was_lost(beside, run, thread_id)
 
 
 async def _allow_read(call: tuple[str, ...]) -> None:
