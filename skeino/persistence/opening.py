@@ -21,6 +21,7 @@ from skeino.persistence.registry import (
     CheckpointerSpec,
     checkpointer_builder,
     entered,
+    is_built_in,
     metadata_store_builder,
     normalised_scheme,
 )
@@ -99,7 +100,7 @@ async def open_persistence(settings: SkeinoSettings | None = None) -> AsyncItera
         notice_lenience()
     elif settings.checkpointer_uri and "checkpointer_scheme" not in settings.model_fields_set:
         logger.warning("State and runs are kept in memory: %s", URI_IN_VAIN)
-    else:
+    elif is_built_in(scheme) and not durable:
         logger.info("State and runs are kept in the memory of this process, which no other shares.")
     async with AsyncExitStack() as stack:
         spec = spec_of(settings, stack)

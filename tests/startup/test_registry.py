@@ -230,7 +230,9 @@ async def test_a_uri_chooses_no_scheme_and_that_is_logged(caplog: pytest.LogCapt
     for meant in (SkeinoSettings(), SkeinoSettings(checkpointer_scheme="memory", checkpointer_uri="x.db")):
         async with open_persistence(meant):
             pass
-    assert caplog.text == ""
+    assert {(one.levelname, one.getMessage()) for one in caplog.records} == {
+        ("INFO", "State and runs are kept in the memory of this process, which no other shares.")
+    }
 
 
 async def test_unless_it_is_allowed_and_then_it_is_logged(caplog: pytest.LogCaptureFixture) -> None:
