@@ -228,8 +228,9 @@ async def test_a_uri_chooses_no_scheme_and_that_is_logged(caplog: pytest.LogCapt
     assert "s3cret" not in caplog.text
     caplog.clear()
     for meant in (SkeinoSettings(), SkeinoSettings(checkpointer_scheme="memory", checkpointer_uri="x.db")):
-        async with open_persistence(meant):
-            pass
+        with caplog.at_level("INFO", "skeino"):
+            async with open_persistence(meant):
+                pass
     assert {(one.levelname, one.getMessage()) for one in caplog.records} == {
         ("INFO", "State and runs are kept in the memory of this process, which no other shares.")
     }
