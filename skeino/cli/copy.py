@@ -18,7 +18,7 @@ from skeino.copying import CopyProgress, CopyReport, Count, copy_persistence, su
 from skeino.copying.moving import DEFAULT_CONCURRENCY, MAX_CONCURRENCY
 from skeino.copying.report import OnProgress
 from skeino.errors import ConfigurationError
-from skeino.persistence.registry import ALIASES, beginning_of
+from skeino.persistence.registry import ALIASES, prefix_of
 from skeino.settings import SkeinoSettings
 
 COPIED: Final = ("sqlite", "postgres", "mongodb")
@@ -81,14 +81,13 @@ def settings_of(uri: str, option: str) -> SkeinoSettings:
     Raises:
         ConfigurationError: it has no prefix, or one of a scheme that is not copied; the message repeats that only.
     """
-    prefix, _, _ = uri.strip().partition("://")
-    name = prefix.lower().removesuffix("+srv")
-    scheme = ALIASES.get(name, name)
-    begins = beginning_of(uri.strip())
-    if begins == "begins with no scheme":
+    prefix = prefix_of(uri.strip())
+    if prefix is None:
         raise ConfigurationError(
             f"{option} must begin with its scheme: sqlite:///file.db, postgresql://user@host/db or mongodb://host/db."
         )
+    name = prefix.lower().removesuffix("+srv")
+    scheme = ALIASES.get(name, name)
     if scheme not in COPIED:
         why = {
             "redis": "keeps no threads and runs",
@@ -96,7 +95,7 @@ def settings_of(uri: str, option: str) -> SkeinoSettings:
             "memory": "keeps nothing beyond its process",
         }.get(scheme, "is not known to this command")
         wanted = f"{', '.join(COPIED[:-1])} or {COPIED[-1]}"
-        raise ConfigurationError(f"{option} must be a URI of {wanted}, but it {begins}, which {why}.")
+        raise ConfigurationError(f"{option} must be a URI of {wanted}, but it begins with {prefix!r}, which {why}.")
     return SkeinoSettings(
         checkpointer_scheme=scheme, checkpointer_uri=uri, checkpointer_options={}, allow_ephemeral_metadata=False
     )

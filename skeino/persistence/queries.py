@@ -212,9 +212,9 @@ def check_outcome(end: RunFinish | RunRow) -> None:
     if not isinstance(cast("object", end["paused"]), bool):
         raise InvalidInputError("paused must be True or False.")
     _whole_number(end["checkpoint_count"], "checkpoint_count", 0, 2**31 - 1)
-    for checkpoint_id in (end["first_checkpoint_id"], end["last_checkpoint_id"]):
-        if checkpoint_id is not None:
-            validate_id(checkpoint_id, "a checkpoint's id")
+    for name in ("first_checkpoint_id", "last_checkpoint_id"):
+        if (checkpoint_id := end[name]) is not None:
+            validate_id(checkpoint_id, name)
 
 
 def late_outcome_of(finish: RunFinish) -> dict[str, Any]:

@@ -91,11 +91,17 @@ class CheckpointerSpec:
         return {name: self.options.get(name, default) for name, (_, default) in known.items()}
 
 
-def beginning_of(uri: str) -> str:
-    """How a connection string begins, for messages; what can be no scheme is not repeated, for it may be a password."""
+def prefix_of(uri: str) -> str | None:
+    """What a connection string begins with, if that can be a scheme: else it may be a password."""
     prefix, separator, _ = uri.partition("://")
     is_scheme = separator and len(prefix) < 24 and re.fullmatch(r"[A-Za-z]+[0-9]?(\+[A-Za-z0-9]+)?", prefix)
-    return f"begins with {prefix!r}" if is_scheme else "begins with no scheme"
+    return prefix if is_scheme else None
+
+
+def beginning_of(uri: str) -> str:
+    """How a connection string begins, for messages."""
+    prefix = prefix_of(uri)
+    return "begins with no scheme" if prefix is None else f"begins with {prefix!r}"
 
 
 CheckpointerBuilder = Callable[[CheckpointerSpec], AbstractAsyncContextManager["BaseCheckpointSaver[Any]"]]
